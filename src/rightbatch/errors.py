@@ -1,0 +1,37 @@
+"""Everything rightbatch raises on purpose.
+
+    RightBatchError
+    |- TaskError            the task cannot be measured as it was described
+    |  |- NotRepeatable     two passes at one random state differ
+    |- DataUnavailable      a built-in task's data file is absent or damaged
+    |- ResultsError         a results file cannot be read or written
+    |- MissingExtra         an optional dependency is not installed
+
+Misuse raises; an inconclusive measurement is a `rightbatch.Status` instead. Running
+out of memory is data to us, and every other error of the user's code surfaces unchanged
+as the cause of a `TaskError`.
+"""
+
+
+class RightBatchError(Exception):
+    """Base of all errors raised on purpose; its message says what to do."""
+
+
+class TaskError(RightBatchError):
+    """The task cannot be measured as it was described."""
+
+
+class NotRepeatable(TaskError):
+    """Two passes over one batch at one random state gave different losses."""
+
+
+class DataUnavailable(RightBatchError):
+    """A built-in task's data file is absent, damaged, or of another layout."""
+
+
+class ResultsError(RightBatchError):
+    """A results file cannot be read or written."""
+
+
+class MissingExtra(RightBatchError):
+    """A feature needs an optional dependency that is not installed."""

@@ -1,0 +1,285 @@
+"""What every instrument returns: frozen numbers with their doubt, and nothing that computes.
+
+One dataclass per result; `Results` holds them all and mirrors the results file
+(``"schema": "rightbatch/1"``), so that what was saved is enough to plan and to report again.
+
+Conventions: an interval is 95 %; an upper end that the data do not bound is ``None``;
+a part that was not measured is ``None`` on `Results` and absent from the file.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What a number is worth. The value is for programs, `sentence` for people."""
+
+    OK = "ok"
+    AT_LEAST = "at_least"
+    UNRESOLVED = "unresolved"
+    OUT_OF_TIME = "out_of_time"
+    CAPPED = "capped"
+    PLATEAU = "plateau"
+    NOTHING_FITS = "nothing_fits"
+    DISAGREE = "disagree"
+    AT_THE_END = "at_the_end"
+    TIE = "tie"
+    ASSUMED = "assumed"
+
+    @property
+    def sentence(self) -> str:
+        """One sentence for the user: what happened, and what would settle it."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Status.OK: "Measured to the precision that was asked for.",
+    Status.AT_LEAST: (
+        "Bounded from below only: the squared mean gradient is too close to zero for an upper end. "
+        "Measure more examples."
+    ),
+    Status.UNRESOLVED: (
+        "Cannot tell: the squared mean gradient is not distinguishable from zero at this sample "
+        "size. Measure more examples."
+    ),
+    Status.OUT_OF_TIME: "The time budget ended first. Give it more time for a narrower answer.",
+    Status.CAPPED: (
+        "Every size up to the cap (the data set or max_batch_size) fits: memory is not the limit."
+    ),
+    Status.PLATEAU: "Larger sizes were not tried: they would no longer be faster per example.",
+    Status.NOTHING_FITS: "Not even one example fits in the memory budget.",
+    Status.DISAGREE: (
+        "Cannot tell: repeated measurements disagree by more than a decade. Repeat with more steps."
+    ),
+    Status.AT_THE_END: (
+        "The answer lies at the end of the range that was tried. Widen the range to be sure."
+    ),
+    Status.TIE: "Several choices cannot be told apart; the smaller, rounder one was taken.",
+    Status.ASSUMED: "Not measured here: carried over from other measurements by a rule.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFacts:
+    """What was measured, as far as a reader of the results needs to know."""
+
+    name: str
+    parameters: int  # trainable, tied weights once
+    examples: int | None  # None: a stream of unknown length
+    batch_size: int | None  # what the user trains with today
+    learning_rate: float | None  # of the optimizer's first group, today
+    optimizer: str  # class name
+    hyperparameters: dict[str, float]  # the optimizer's first group, numbers only
+    num_workers: int = 0
+    warnings: tuple[str, ...] = ()  # what preflight found, a sentence each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPoint:
+    """One batch size that was tried."""
+
+    batch_size: int
+    peak_bytes: int | None  # None: it did not finish
+    source: str  # "real": executed; "fake": predicted
+    outcome: str  # "ok", "over_budget", "oom", "limit", "slow"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryProfile:
+    """Which batch sizes fit. Only sizes that were executed are called feasible."""
+
+    max_verified_batch_size: int  # largest size executed within the budget; 0: none
+    upper_bound: int | None  # no larger size can fit; None: not bounded
+    budget_bytes: int
+    points: tuple[MemoryPoint, ...]
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputPoint:
+    """What one optimizer step costs at one batch size."""
+
+    batch_size: int
+    step_seconds: float  # computing on a batch that is already there
+    low: float  # step_seconds, 95 % interval
+    high: float
+    load_seconds: float  # getting one batch from the loader, alone
+    total_seconds: float  # what a training loop pays: both, as far as they do not overlap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputProfile:
+    """Seconds per step against batch size, and the line that sums them up."""
+
+    points: tuple[ThroughputPoint, ...]  # ascending in batch_size
+    alpha_seconds: float  # fixed cost of a step
+    beta_seconds_per_example: float
+    half_batch_size: float | None  # alpha/beta: half the peak rate; None: beta not resolved
+    bottleneck: str  # "compute", "overhead", "loading", "mixed"
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseScale:
+    """Simple noise scale of the gradient at one point in training, in examples."""
+
+    noise_scale: float | None  # tr(Sigma)/|G|^2; None: |G|^2 is not resolved
+    low: float
+    high: float | None  # None: not bounded
+    grad_sq: float  # |G|^2, unbiased, may be negative
+    trace_cov: float  # tr(Sigma) per example, unbiased
+    examples_used: int
+    geometry: str  # "euclidean"
+    loss: float  # mean loss over the same examples
+    micro_batch_size: int  # examples per small gradient
+    examples_needed: int | None = None  # more examples for the asked precision; None: cannot say
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisePoint:
+    """One probe along a training run."""
+
+    step: int
+    examples_seen: int
+    loss: float
+    noise_scale: float | None
+    low: float
+    high: float | None
+    grad_sq: float
+    trace_cov: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseTrack:
+    """The noise scale along a training run, and its average over minimal steps."""
+
+    points: tuple[NoisePoint, ...]
+    batch_size: int
+    learning_rate: float
+    run_average: float | None  # examples; None: no probe resolved it
+    low: float
+    high: float | None
+    trend: float | None  # d log(noise scale) / d log(loss); negative: it grows as the loss falls
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LRPoint:
+    """Median smoothed loss of the range test at one rate, with the spread over repeats."""
+
+    learning_rate: float
+    loss: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LRCurve:
+    """What a repeated range test saw."""
+
+    batch_size: int
+    points: tuple[LRPoint, ...]
+    edge: float | None  # largest rate before the loss rises for good; None: never rose
+    suggestion: float | None
+    low: float | None  # spread of the suggestion over repeats
+    high: float | None
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RaceEntry:
+    """One rate in the race."""
+
+    learning_rate: float
+    steps: int  # how far it was let run
+    loss: float | None  # held-out-in-time loss at the end; None: diverged
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LRRace:
+    """Successive halving of a few rates at one batch size, from the same weights."""
+
+    batch_size: int
+    entries: tuple[RaceEntry, ...]  # ascending in learning_rate
+    suggestion: float | None
+    low: float | None  # rates that cannot be told from the suggestion
+    high: float | None
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticalBatchSize:
+    """The batch size at which a run needs twice the fewest possible steps."""
+
+    value: float | None
+    low: float
+    high: float | None
+    source: str  # "noise", "branch" or "sweep"
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One way to train that the plan weighed. Relative numbers are 1 at the best candidate."""
+
+    batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    step_seconds: float  # one optimizer step, loading included
+    relative_steps: float  # steps to the same loss, over the fewest possible
+    relative_time: float
+    relative_cost: float
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Current:
+    """What the user trains with today, on the plan's scale."""
+
+    batch_size: int
+    relative_time: float  # over the plan's time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to train with, and why."""
+
+    batch_size: int  # micro_batch_size * accumulation_steps * devices, exactly
+    micro_batch_size: int
+    accumulation_steps: int
+    devices: int
+    learning_rate: float | None
+    hyperparameters: dict[str, float]  # of the optimizer's first group, at this batch size
+    low: int  # batch sizes within 5 % of the best, over the inputs' doubt
+    high: int | None
+    objective: str  # "time" or "cost"
+    candidates: tuple[Candidate, ...]
+    current: Current | None
+    speedup: float | None  # current time over planned time
+    speedup_low: float | None
+    speedup_high: float | None
+    reasons: tuple[str, ...]
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Results:
+    """All that was found out about one task: the results file, as an object.
+
+    The public `rightbatch.Findings` is this plus saving, loading and showing.
+    """
+
+    task: TaskFacts
+    environment: dict[str, str]
+    memory: MemoryProfile | None = None
+    throughput: ThroughputProfile | None = None
+    learning_rate: LRCurve | None = None
+    race: LRRace | None = None
+    noise: NoiseScale | None = None
+    track: NoiseTrack | None = None
+    critical_batch_size: CriticalBatchSize | None = None
+    plan: Plan | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # what each part took

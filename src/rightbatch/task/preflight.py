@@ -1,0 +1,143 @@
+"""Look before measuring: every check that would make a later number wrong in silence."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch.errors import NotRepeatable, TaskError
+from rightbatch.task.data import examples_in
+
+if TYPE_CHECKING:
+    from rightbatch.task.task import Task
+
+_LISTED = 5  # names in one message
+
+
+def preflight(task: Task) -> tuple[str, ...]:
+    """Check one batch of a task twice.
+
+    Args:
+        task: The task; left as it was.
+
+    Returns:
+        What the user should know, a sentence each: modules that mix examples, parameters
+        that get no gradient or that no optimizer group trains.
+
+    Raises:
+        TaskError: If the batch has another size than asked for, the loss is not a finite
+            scalar with a graph, or no parameter gets a gradient.
+        NotRepeatable: If two passes at one random state give different losses.
+    """
+    _check_optimizer_needs_no_closure(task)
+    with task.preserved():
+        size = min(task.default_batch_size, 8)
+        batch = next(task.batches(size, seed=0), None)
+        if batch is None:
+            raise TaskError("`dataset` must yield a batch, got nothing. Pass the training set.")
+        _check_size(batch, size, has_weight=task._weight is not None)
+        first = _loss_value(task, batch)
+        names_without = _names_without_gradient(task, batch, first)
+    mixing = _modules_that_mix_examples(task.model)
+    trained = {id(p) for group in task.optimizer.param_groups for p in group["params"]}
+    untrained = [
+        name
+        for name, p in task.model.named_parameters()
+        if p.requires_grad and id(p) not in trained
+    ]
+    warnings = []
+    if mixing:
+        warnings.append(
+            f"{_listed(mixing)} (BatchNorm in train mode) mixes the examples of a batch, so the "
+            "smallest unit with a gradient of its own is the micro-batch: the noise is that of "
+            f"micro-batches of {task.default_batch_size}, and accumulation changes the statistics."
+        )
+    if names_without:
+        warnings.append(f"No gradient reaches {_listed(names_without)}: left out of the noise.")
+    if untrained:
+        warnings.append(f"No optimizer group trains {_listed(untrained)}: it stays as it is.")
+    return tuple(warnings)
+
+
+def mixes_examples(model: nn.Module) -> bool:
+    """Whether a module in train mode makes one example's loss depend on the others."""
+    return bool(_modules_that_mix_examples(model))
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_LISTED])
+    return shown if len(names) <= _LISTED else f"{shown} and {len(names) - _LISTED} more"
+
+
+def _check_optimizer_needs_no_closure(task: Task) -> None:
+    parameters = list(inspect.signature(type(task.optimizer).step).parameters.values())[1:]
+    if parameters and parameters[0].default is inspect.Parameter.empty:
+        raise TaskError(
+            f"`optimizer.step()` must work without a closure, got "
+            f"{type(task.optimizer).__name__}, which asks for one. "
+            "Line-search optimizers have no fixed batch size to plan."
+        )
+
+
+def _check_size(batch: Any, size: int, *, has_weight: bool) -> None:
+    count = examples_in(batch)
+    if count is not None and count != size and not has_weight:
+        raise TaskError(
+            f"a batch must hold the examples asked for, got {count} rows for {size} examples. "
+            "If one example makes several rows, pass `weight=` to say how many units a batch has."
+        )
+
+
+def _loss_value(task: Task, batch: Any) -> float:
+    """Run the batch twice from one random state; return the loss they agree on."""
+    values = []
+    for _ in range(2):
+        with task.preserved():
+            values.append(task.loss(batch)[0].item())
+    first, second = values
+    if not math.isfinite(first):
+        raise TaskError(
+            f"`loss(model, batch)` must be finite, got {first!r} at the present weights. "
+            "Nothing can be measured from here: check the inputs for NaN, or lower the scale of "
+            "the initial weights."
+        )
+    # Parallel sums may differ in the last bits; a forgotten seed differs in the first digits.
+    if not math.isclose(first, second, rel_tol=1e-3, abs_tol=1e-7):
+        raise NotRepeatable(
+            f"two passes over one batch at one random state must agree, got {first!r} and "
+            f"{second!r}. The loss draws from a random source of its own, or remembers past "
+            "batches: draw with torch's global generator, and keep state out of the loss."
+        )
+    return first
+
+
+def _names_without_gradient(task: Task, batch: Any, loss: float) -> list[str]:
+    task.optimizer.zero_grad(set_to_none=True)
+    task.loss(batch)[0].backward()
+    named = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
+    without = [name for name, p in named.items() if p.grad is None]
+    if len(without) == len(named):
+        raise TaskError(
+            f"a gradient must reach the model's parameters, got none from a loss of {loss!r}. "
+            "The loss does not depend on this model: check that it calls the model it is given."
+        )
+    for name, p in named.items():
+        if isinstance(p.grad, Tensor) and not torch.isfinite(p.grad).all():
+            raise TaskError(
+                f"gradients must be finite, got NaN or infinity in {name!r} from a loss of "
+                f"{loss!r}. Look for a division by zero or a square root at zero in the loss."
+            )
+    return without
+
+
+def _modules_that_mix_examples(model: nn.Module) -> list[str]:
+    return [
+        name or type(module).__name__
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and (module.training or module.running_mean is None)
+    ]
