@@ -19,6 +19,7 @@ class Status(StrEnum):
     UNRESOLVED = "unresolved"
     OUT_OF_TIME = "out_of_time"
     CAPPED = "capped"
+    TOO_FEW_EXAMPLES = "too_few_examples"
     PLATEAU = "plateau"
     NOTHING_FITS = "nothing_fits"
     DISAGREE = "disagree"
@@ -45,6 +46,10 @@ _SENTENCES = {
     Status.OUT_OF_TIME: "The time budget ended first. Give it more time for a narrower answer.",
     Status.CAPPED: (
         "Every size up to the cap (the data set or max_batch_size) fits: memory is not the limit."
+    ),
+    Status.TOO_FEW_EXAMPLES: (
+        "The examples ended before the asked precision was reached: take the interval as it is, "
+        "or measure more examples."
     ),
     Status.PLATEAU: "Larger sizes were not tried: they would no longer be faster per example.",
     Status.NOTHING_FITS: "Not even one example fits in the memory budget.",

@@ -1,6 +1,7 @@
 """What is being trained: the one thing that users write down."""
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, final
@@ -97,13 +98,19 @@ class Task:
         device: torch.device | str | None = None,
         name: str | None = None,
     ) -> None:
-        _check_trainable(model, optimizer, loss)
-        for key, value in (("batch_size", batch_size), ("max_batch_size", max_batch_size)):
-            if value is not None and (isinstance(value, bool) or int(value) != value or value < 1):
-                raise TaskError(f"`{key}` must be a whole number of at least 1, got {value!r}.")
+        _check_trainable(model, optimizer)
+        _check_functions(loss=loss, weight=weight, collate_fn=collate_fn, evaluate=evaluate)
+        batch_size = _whole_number("batch_size", batch_size, at_least=1)
+        max_batch_size = _whole_number("max_batch_size", max_batch_size, at_least=1)
+        workers = _whole_number("num_workers", num_workers, at_least=0) or 0
+        if clip_grad_norm is not None and not clip_grad_norm > 0:
+            raise TaskError(
+                f"`clip_grad_norm` must be positive, got {clip_grad_norm!r}. "
+                "It would erase every gradient: leave it out if you do not clip."
+            )
         self.model = model
         self.optimizer = optimizer
-        self.source: Source = source_from(dataset, collate_fn=collate_fn, num_workers=num_workers)
+        self.source: Source = source_from(dataset, collate_fn=collate_fn, num_workers=workers)
         self.clip_grad_norm = clip_grad_norm
         self.evaluate = evaluate
         self.name = name or type(model).__name__
@@ -116,7 +123,8 @@ class Task:
         if self.batch_size and self.max_batch_size and self.batch_size > self.max_batch_size:
             raise TaskError(
                 f"`batch_size` must not exceed the data set or `max_batch_size`, "
-                f"got batch_size={self.batch_size} and a cap of {self.max_batch_size}."
+                f"got batch_size={self.batch_size} and a cap of {self.max_batch_size}. "
+                "No step ever sees more: name the size that you train with today."
             )
         self._warnings: tuple[str, ...] | None = None
 
@@ -137,8 +145,9 @@ class Task:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The model's trainable parameters, tied ones once."""
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """What the optimizer trains, each parameter once (tied ones too)."""
+        groups = (group["params"] for group in self.optimizer.param_groups)
+        return list(dict.fromkeys(p for group in groups for p in group if p.requires_grad))
 
     def loader(self, size: int, *, seed: int = 0, epochs: int | None = None) -> DataLoader[Any]:
         """Build a private loader; its batches are still on the host. See `Source.loader`."""
@@ -163,10 +172,11 @@ class Task:
             TaskError: If the loss is not a scalar with a graph, or the weight not positive.
         """
         value = self._loss(self.model, batch)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor) or value.dim() != 0 or value.is_complex():
+            kind = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
             raise TaskError(
-                f"`loss(model, batch)` must return a scalar tensor, got {got!s:.200}. "
+                f"`loss(model, batch)` must return a real scalar tensor, "
+                f"got {kind or repr(value):.200}. "
                 "Average over the batch: use reduction='mean', or call .mean()."
             )
         if not value.requires_grad:
@@ -220,8 +230,7 @@ class Task:
             >>> model.weight.item() == before
             True
         """
-        own = getattr(self.source.sampler, "generator", None)
-        return preserved(self.model, self.optimizer, (own,) if own is not None else ())
+        return preserved(self.model, self.optimizer)
 
     def check(self) -> tuple[str, ...]:
         """Look before anything is measured; return what the user should know, a sentence each.
@@ -238,13 +247,7 @@ class Task:
 
     def facts(self) -> TaskFacts:
         """Describe the task for the results file."""
-        group = {
-            key: float(value)
-            for key, value in self.optimizer.param_groups[0].items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        for index, beta in enumerate(self.optimizer.param_groups[0].get("betas", ()), start=1):
-            group[f"beta{index}"] = float(beta)
+        group = _numbers(self.optimizer.param_groups[0])
         return TaskFacts(
             name=self.name,
             parameters=sum(p.numel() for p in self.parameters),
@@ -258,17 +261,63 @@ class Task:
         )
 
 
-def _check_trainable(model: nn.Module, optimizer: Optimizer, loss: Loss) -> None:
+def _numbers(group: dict[str, Any]) -> dict[str, float]:
+    """Pick an optimizer group's finite numbers; ``betas`` become ``beta1`` and ``beta2``."""
+    betas = {f"beta{i}": beta for i, beta in enumerate(group.get("betas") or (), start=1)}
+    numbers: dict[str, float] = {}
+    for key, value in {**group, **betas}.items():
+        if isinstance(value, Tensor) and value.numel() == 1:  # a capturable learning rate
+            value = value.item()
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and math.isfinite(value):
+            numbers[key] = float(value)
+    return numbers
+
+
+def _whole_number(name: str, value: Any, *, at_least: int) -> int | None:
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < at_least:
+        raise TaskError(
+            f"`{name}` must be a whole number of at least {at_least}, got {value!r}. "
+            "It counts examples or processes: pass an int, or leave it out."
+        )
+    return number
+
+
+def _check_functions(**functions: Any) -> None:
+    hints = {
+        "loss": "rightbatch.supervised(criterion) makes one for (inputs, targets).",
+        "weight": "weight(batch) says how many units the mean loss runs over.",
+        "collate_fn": "collate_fn(examples) makes a batch of a list of examples.",
+        "evaluate": "evaluate(model) returns the float that a target is set for.",
+    }
+    for name, function in functions.items():
+        if not callable(function) and (function is not None or name == "loss"):
+            raise TaskError(
+                f"`{name}` must be a function, got {type(function).__name__}. {hints[name]}"
+            )
+
+
+def _check_trainable(model: nn.Module, optimizer: Optimizer) -> None:
     if not isinstance(model, nn.Module):
-        raise TaskError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        raise TaskError(
+            f"`model` must be a torch.nn.Module, got {type(model).__name__}. "
+            "Its parameters are what is trained and what is put back afterwards."
+        )
     if not isinstance(optimizer, Optimizer):
         raise TaskError(
-            f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
+            f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}. "
+            "Build one over the model's parameters, with the settings that you train with."
         )
-    if not callable(loss):
+    if any(nn.parameter.is_lazy(part) for part in (*model.parameters(), *model.buffers())):
         raise TaskError(
-            f"`loss` must be a function loss(model, batch), got {type(loss).__name__}. "
-            "rightbatch.supervised(criterion) makes one for (inputs, targets)."
+            f"`model` must have all its shapes, got lazy layers in {type(model).__name__}. "
+            "They have nothing to copy and put back yet: run the model on one batch first."
         )
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
@@ -286,6 +335,7 @@ def _check_trainable(model: nn.Module, optimizer: Optimizer, loss: Loss) -> None
         rate = float(group.get("lr", math.nan))
         if not (math.isfinite(rate) and rate > 0):
             raise TaskError(
-                f"`optimizer` must have a positive, finite learning rate, got lr={rate!r} in group "
-                f"{index}. A run that stands still has nothing to tell: set the rate you train with."
+                f"`optimizer` must have a positive, finite learning rate, got lr={rate!r} in "
+                f"group {index}. A run that stands still has nothing to tell: "
+                "set the rate that you train with."
             )

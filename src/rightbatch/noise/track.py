@@ -1,0 +1,273 @@
+"""Follow the noise scale along a training run, then put the world back.
+
+    weights:  theta_0 --train--> theta_1 --train--> ... --train--> theta_n   (restored: theta_0)
+    probes:   |                  |                                 |
+              frozen probe       frozen probe                      frozen probe
+
+The run trains the user's own model with the user's own optimizer; what it was before is kept in
+host memory, so the device never holds a second model.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from rightbatch._stats import fieller_interval
+from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
+from rightbatch.errors import TaskError
+from rightbatch.noise.estimators import NoiseEstimate
+from rightbatch.noise.probe import run_probe
+from rightbatch.results import NoisePoint, NoiseTrack, Status
+from rightbatch.task import Task
+
+_DEFAULT_STEPS = 200
+_TRAINING_SHARE = 0.5  # of a time budget; the rest goes to the probes
+_CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
+_LEAST_LOG_LOSS_RANGE = 0.05  # below it a slope against the loss is noise
+_TREND_POINTS = 3  # the fewest that tell a trend from a line through two points
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """One probe along the run."""
+
+    step: int
+    loss: float
+    estimate: NoiseEstimate
+
+
+def track_noise(
+    task: Task,
+    *,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    probes: int = 6,
+    precision: float = 0.25,
+    max_examples: int = 4096,
+    micro_batch_size: int | None = None,
+    time_budget_seconds: float | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    clock: Clock = wall_clock,
+) -> NoiseTrack:
+    r"""Train for a budget of steps, probe along the way, and average over minimal steps.
+
+    A run of batch size ``B`` covers, in one step, ``1 / (1 + B_noise/B)`` of the progress that a
+    noiseless step makes. The critical batch size of a whole run is the mean of the noise scale
+    over these *minimal steps*. It is computed from the two parts, never from ratios, so that a
+    probe that could not resolve ``|G|^2`` takes part with the doubt it has.
+
+    Trap: the average covers the steps that were run. The noise scale usually keeps growing as
+    the loss falls (see ``trend``), so a much longer run has a larger critical batch size.
+
+    Args:
+        task: What to train; left bit for bit as it was.
+        steps: Optimizer steps. Default: what ``time_budget_seconds`` allows, else 200.
+        batch_size: Examples per step. Default: today's.
+        probes: Probes, the first before the first step, then at geometrically growing steps.
+        precision: Of each probe, see `measure_noise`.
+        max_examples: Of each probe.
+        micro_batch_size: Of each probe.
+        time_budget_seconds: For training and probes together.
+        seed: Of the data order and the draws.
+        progress: Called with (fraction done, what is being done).
+        clock: Monotonic seconds.
+
+    Returns:
+        The probes, the run average with its interval, and the trend against the loss.
+
+    Raises:
+        TaskError: If the training loss becomes NaN or infinite, or a probe fails.
+
+    References:
+        McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.3 and appendix D
+        (averages over minimal steps).
+    """
+    task.check()
+    size = batch_size or task.default_batch_size
+    limit = _Limit(
+        steps if steps is not None or time_budget_seconds is not None else _DEFAULT_STEPS,
+        Deadline(time_budget_seconds or math.inf, clock),
+    )
+    taken: list[_Probe] = []
+
+    def probe() -> None:
+        with task.preserved():  # gradients, BatchNorm's averages, random states
+            estimate, record = run_probe(
+                task,
+                precision=precision,
+                max_examples=max_examples,
+                micro_batch_size=micro_batch_size,
+                deadline=Deadline(limit.probe_seconds(probes - len(taken)), clock),
+                seed=seed + 1 + limit.step,
+            )
+        taken.append(_Probe(limit.step, record.loss, estimate))
+
+    with task.preserved():
+        probe()
+        batches = task.batches(size, seed=seed)
+        for stop in (2.0 ** (i - probes + 1) for i in range(1, probes)):
+            begin = clock()
+            while limit.position(clock() - begin) < stop:
+                _train(task, next(batches), limit.step)
+                limit.step += 1
+                progress(limit.fraction(), "following the noise along training")
+            limit.trained_seconds += clock() - begin
+            if limit.step > taken[-1].step:
+                probe()
+    return _summarize(taken, size, float(task.optimizer.param_groups[0]["lr"]))
+
+
+@dataclass(slots=True)
+class _Limit:
+    """How far the run has come, in steps or in seconds, whichever is limited."""
+
+    steps: int | None
+    deadline: Deadline
+    step: int = 0
+    trained_seconds: float = 0.0
+
+    def position(self, segment_seconds: float) -> float:
+        """Share of the training that is done."""
+        by_steps = self.step / self.steps if self.steps else 0.0
+        if math.isinf(self.deadline.seconds):
+            return by_steps
+        if self.deadline.passed():
+            return math.inf
+        allowed = _TRAINING_SHARE * self.deadline.seconds
+        return max(by_steps, (self.trained_seconds + segment_seconds) / allowed)
+
+    def probe_seconds(self, probes_left: int) -> float:
+        """Time for the next probe: what the training that is still ahead leaves."""
+        if math.isinf(self.deadline.seconds):
+            return math.inf
+        ahead = _TRAINING_SHARE * self.deadline.seconds - self.trained_seconds
+        return max(0.0, self.deadline.remaining_seconds() - max(0.0, ahead)) / max(1, probes_left)
+
+    def fraction(self) -> float:
+        """Share done, for the progress bar."""
+        by_steps = self.step / self.steps if self.steps else 0.0
+        by_time = self.deadline.fraction() if math.isfinite(self.deadline.seconds) else 0.0
+        return min(1.0, max(by_steps, by_time))
+
+
+def _train(task: Task, batch: Any, step: int) -> None:
+    loss = task.step(batch)
+    if step % _CHECK_EVERY == 0 and not torch.isfinite(loss):
+        raise TaskError(
+            f"the training loss must stay finite, got {loss.item()!r} at step {step + 1} of the "
+            "noise track. The run that you have today diverges: lower its learning rate."
+        )
+
+
+def _summarize(probes: list[_Probe], batch_size: int, learning_rate: float) -> NoiseTrack:
+    points = tuple(_point(probe, batch_size) for probe in probes)
+    average, low, high = average_over_minimal_steps(
+        [probe.step for probe in probes], [probe.estimate for probe in probes], batch_size
+    )
+    status = Status.OK
+    if high is None:
+        status = Status.UNRESOLVED if average is None or low == 0 else Status.AT_LEAST
+    return NoiseTrack(
+        points=points,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        run_average=average,
+        low=low,
+        high=high,
+        trend=fit_trend(points),
+        status=status,
+    )
+
+
+def _point(probe: _Probe, batch_size: int) -> NoisePoint:
+    low, high = probe.estimate.interval()
+    return NoisePoint(
+        step=probe.step,
+        examples_seen=probe.step * batch_size,
+        loss=probe.loss,
+        noise_scale=probe.estimate.ratio,
+        low=low,
+        high=high,
+        grad_sq=probe.estimate.grad_sq,
+        trace_cov=probe.estimate.trace_cov,
+    )
+
+
+def average_over_minimal_steps(
+    steps: list[int], estimates: list[NoiseEstimate], batch_size: int
+) -> tuple[float | None, float, float | None]:
+    r"""Average the noise scale over a run, each step weighted by its share of minimal steps.
+
+    With ``E|g_B|^2 = |G|^2 + tr(Sigma)/B``, a step covers ``|G|^2 / E|g_B|^2`` minimal steps, so
+
+        B_c = sum_i d_i tr(Sigma_i)/E|g_B|^2_i  /  sum_i d_i |G_i|^2/E|g_B|^2_i
+
+    with ``d_i`` the steps that probe ``i`` stands for (trapezoidal rule). ``E|g_B|^2`` is positive
+    also where ``|G|^2`` is not resolved, so nothing is divided by a number near zero but once.
+
+    Args:
+        steps: Step of each probe, ascending.
+        estimates: Of each probe, in examples.
+        batch_size: Examples per step of the run.
+
+    Returns:
+        The average in examples (``None`` where not resolved) and its 95 % Fieller interval.
+
+    Example:
+        One probe, tr(Sigma) = 60 and |G|^2 = 2: the average is its own noise scale.
+
+        >>> e = NoiseEstimate(grad_sq=2.0, trace_cov=60.0, var_grad_sq=0.0, var_trace_cov=0.0,
+        ...     covariance=0.0, quadratic_share=0.0, units=100.0, micro_batches=10)
+        >>> average_over_minimal_steps([0], [e], 32)
+        (30.0, 30.0, 30.0)
+    """
+    spans = np.zeros(len(steps))
+    for i, (left, right) in enumerate(pairwise(steps)):
+        spans[i] += (right - left) / 2
+        spans[i + 1] += (right - left) / 2
+    if not spans.any():
+        spans[:] = 1.0
+    small_sq = np.array([e.grad_sq + e.trace_cov / batch_size for e in estimates])
+    # Unbiased, so it may come out negative at a probe with few examples; it is |g|^2 all the same.
+    small_sq = np.maximum(small_sq, [e.trace_cov / batch_size / 2 for e in estimates])
+    shares = np.divide(spans, small_sq, out=np.zeros_like(spans), where=small_sq > 0)
+    numerator = float(sum(w * e.trace_cov for w, e in zip(shares, estimates, strict=True)))
+    denominator = float(sum(w * e.grad_sq for w, e in zip(shares, estimates, strict=True)))
+    squared = shares**2
+    low, high = fieller_interval(
+        numerator,
+        denominator,
+        var_numerator=float(squared @ [e.var_trace_cov for e in estimates]),
+        var_denominator=float(squared @ [e.var_grad_sq for e in estimates]),
+        covariance=float(squared @ [e.covariance for e in estimates]),
+        degrees=sum(e.micro_batches for e in estimates) / 2,
+    )
+    return (numerator / denominator if denominator > 0 else None), low, high
+
+
+def fit_trend(points: tuple[NoisePoint, ...]) -> float | None:
+    """Fit ``d log(noise scale) / d log(loss)`` over the probes that resolved both.
+
+    Args:
+        points: The probes of a track.
+
+    Returns:
+        The slope (negative: the noise scale grows as the loss falls), or ``None`` where fewer
+        than three probes resolved it or the loss hardly moved.
+    """
+    pairs = [
+        (math.log(p.loss), math.log(p.noise_scale))
+        for p in points
+        if p.noise_scale and p.high is not None and p.loss > 0
+    ]
+    if len(pairs) < _TREND_POINTS:
+        return None
+    log_loss, log_noise = np.array(pairs).T
+    if np.ptp(log_loss) < _LEAST_LOG_LOSS_RANGE:
+        return None
+    return float(np.polyfit(log_loss, log_noise, 1)[0])

@@ -1,0 +1,123 @@
+"""The ways to train that a plan weighs: their steps, their times, and the doubt in both.
+
+    time(b) = steps(b) x step_seconds(b)
+    steps(b) = S_min (1 + B_c / b)                          statistics
+    step_seconds(b) = accumulation_steps x seconds(micro)   hardware, between measured sizes only
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rightbatch.results import CriticalBatchSize, MemoryProfile, ThroughputProfile
+
+Floats = NDArray[np.float64]
+
+_ACCUMULATION = 64  # largest number of micro-batches per step that is considered
+_UNKNOWN_SPAN = 1000.0  # an unbounded critical batch size is drawn from [low, low * span]
+_NORMAL_95 = 2 * 1.959964  # width of a 95 % interval in standard deviations
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One batch size, and the micro-batch that makes it fastest."""
+
+    batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    fits: bool
+
+
+def list_ways(
+    throughput: ThroughputProfile,
+    memory: MemoryProfile | None,
+    *,
+    devices: int,
+    examples: int | None,
+    current_batch_size: int | None,
+) -> tuple[Way, ...]:
+    """List batch sizes from the smallest measured one upwards, each with its best micro-batch.
+
+    Args:
+        throughput: Seconds per step; no size outside its measured range is ever used.
+        memory: Which micro-batches fit; without it, those that were timed do.
+        devices: Devices that share a batch.
+        examples: In one epoch: no batch exceeds it.
+        current_batch_size: Listed whatever it is, if it can be made up of measured sizes.
+
+    Returns:
+        Ways in ascending order of batch size. The largest measured size that does not fit is
+        listed too, marked.
+    """
+    measured = [point.batch_size for point in throughput.points]
+    cap = memory.max_verified_batch_size if memory is not None else measured[-1]
+    micros = sorted({size for size in [*_powers_of_two(measured[-1]), *measured]})
+    micros = [size for size in micros if size >= measured[0]]
+    seconds = dict(zip(micros, step_seconds(throughput, micros), strict=True))
+    ways: dict[int, Way] = {}
+    sizes = {micro * devices for micro in micros}
+    sizes |= {power * devices for power in _powers_of_two(micros[-1] * _ACCUMULATION)}
+    if current_batch_size is not None:
+        sizes.add(current_batch_size)
+    for size in sorted(sizes):
+        if size < measured[0] * devices or (examples is not None and size > examples):
+            continue
+        share, rest = divmod(size, devices)
+        splits = [m for m in micros if rest == 0 and share % m == 0 and share // m <= _ACCUMULATION]
+        fitting = [m for m in splits if m <= cap]
+        if splits:
+            # A larger micro-batch wins a tie: fewer passes, and less depends on the interpolation.
+            best = min(fitting or splits, key=lambda m: (seconds[m] * (share // m), -m))
+            ways[size] = Way(size, best, share // best, bool(fitting))
+    return tuple(ways[size] for size in sorted(ways))
+
+
+def step_seconds(throughput: ThroughputProfile, micro_batch_sizes: list[int]) -> Floats:
+    """Seconds of one pass at each size: linear between measured sizes, never beyond them."""
+    sizes = [point.batch_size for point in throughput.points]
+    return np.interp(micro_batch_sizes, sizes, [p.total_seconds for p in throughput.points])
+
+
+def draw_critical(critical: CriticalBatchSize, draws: int, generator: np.random.Generator) -> Floats:
+    """Draw critical batch sizes from what is known of it, shape [draws].
+
+    Log-normal on either side of the value where the interval is closed; log-uniform upwards from
+    the lower end where it is open or the value unknown.
+    """
+    low = max(critical.low, 1.0)
+    if critical.high is None or critical.value is None or critical.value <= 0:
+        return low * _UNKNOWN_SPAN ** generator.uniform(size=draws)
+    z = generator.standard_normal(draws)
+    down = np.log(critical.value / min(low, critical.value)) / (_NORMAL_95 / 2)
+    up = np.log(max(critical.high, critical.value) / critical.value) / (_NORMAL_95 / 2)
+    return critical.value * np.exp(z * np.where(z < 0, down, up))
+
+
+def draw_times(
+    ways: tuple[Way, ...],
+    throughput: ThroughputProfile,
+    critical: Floats,
+    generator: np.random.Generator,
+) -> Floats:
+    """Times to the same loss, over ``S_min``, in seconds, shape [draws, ways].
+
+    Args:
+        ways: Candidates.
+        throughput: Its points' intervals become the spread of the step times.
+        critical: Draws of ``B_c``, shape [draws].
+        generator: Of the draws.
+    """
+    sizes = np.array([point.batch_size for point in throughput.points], dtype=float)
+    totals = np.array([point.total_seconds for point in throughput.points])
+    spread = [np.log(max(p.high / p.low, 1.0)) if p.low > 0 else 0.0 for p in throughput.points]
+    errors = generator.standard_normal((len(critical), len(sizes))) * spread / _NORMAL_95
+    micros = np.array([way.micro_batch_size for way in ways], dtype=float)
+    accumulation = np.array([way.accumulation_steps for way in ways], dtype=float)
+    batches = np.array([way.batch_size for way in ways], dtype=float)
+    seconds = np.stack([np.interp(micros, sizes, row) for row in totals * np.exp(errors)])
+    return (1 + critical[:, None] / batches) * seconds * accumulation
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    return [1 << k for k in range(largest.bit_length())]

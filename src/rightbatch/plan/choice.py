@@ -1,0 +1,296 @@
+"""Choose a batch size and a learning rate from results alone."""
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rightbatch.plan.candidates import Way, draw_critical, draw_times, list_ways, step_seconds
+from rightbatch.plan.critical import critical_batch_size
+from rightbatch.plan.reasons import explain
+from rightbatch.results import (
+    Candidate,
+    CriticalBatchSize,
+    Current,
+    LRCurve,
+    LRRace,
+    MemoryProfile,
+    NoiseScale,
+    NoiseTrack,
+    Plan,
+    Results,
+    Status,
+    TaskFacts,
+    ThroughputProfile,
+)
+from rightbatch.scaling import default_rule, scale_learning_rate
+
+Floats = NDArray[np.float64]
+T = TypeVar("T")
+
+TIE = 0.05  # sizes within 5 % of the best are the same to us
+_DRAWS = 2000
+_SEED = 0  # a plan is a pure function of results: the same every time
+_EDGE_SHARE = 0.5  # never recommend more than half the rate at which the loss rises
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The results, sorted by kind."""
+
+    throughput: ThroughputProfile
+    critical: CriticalBatchSize
+    memory: MemoryProfile | None
+    curve: LRCurve | None
+    race: LRRace | None
+    task: TaskFacts | None
+
+
+def plan(
+    *results: Any,
+    objective: str = "time",
+    devices: int = 1,
+    price_per_hour: float | None = None,
+) -> Plan:
+    r"""Recommend a batch size and a learning rate, from results alone.
+
+    Minimises ``steps(b) x step_seconds(b)`` over the sizes that fit, with accumulation where it
+    helps, over 2,000 draws from the inputs' intervals. Among sizes within 5 % of the best the
+    smallest is taken, powers of two first.
+
+    Trap: step times are interpolated between measured sizes and never extrapolated, so a size
+    beyond the largest measured one is reached by accumulation only.
+
+    Args:
+        results: Any of ``MemoryProfile``, ``ThroughputProfile`` (needed), ``NoiseScale``,
+            ``NoiseTrack`` or ``CriticalBatchSize`` (one is needed), ``LRCurve``, ``LRRace``,
+            ``TaskFacts``; or whole `Results` such as ``Findings``. Of two of a kind the later counts.
+        objective: "time", or "cost" (which is the same while the number of devices is fixed).
+        devices: Devices that share a batch. Communication is not measured: it counts as free.
+        price_per_hour: Of one device, any currency; for the reasons' arithmetic.
+
+    Returns:
+        The plan, its candidates and its reasons.
+
+    Raises:
+        ValueError: If a needed result is missing, or an option is out of range.
+
+    Example:
+        A step costs 1 ms + 1 ms per example, B_c = 64: the optimum is sqrt(1 * 64) = 8.
+
+        >>> from rightbatch.results import ThroughputPoint
+        >>> points = tuple(
+        ...     ThroughputPoint(batch_size=b, step_seconds=t, low=t, high=t, load_seconds=0.0,
+        ...                     total_seconds=t)
+        ...     for b in (1, 2, 4, 8, 16, 32) for t in [0.001 * (1 + b)])
+        >>> throughput = ThroughputProfile(points=points, alpha_seconds=0.001,
+        ...     beta_seconds_per_example=0.001, half_batch_size=1.0, bottleneck="compute",
+        ...     status=Status.OK)
+        >>> critical = CriticalBatchSize(value=64.0, low=64.0, high=64.0, source="sweep",
+        ...                              status=Status.OK)
+        >>> plan(throughput, critical).batch_size
+        8
+
+    References:
+        McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.3: time and steps.
+    """
+    _check_options(objective, devices, price_per_hour)
+    inputs = _sort(results)
+    facts = inputs.task
+    ways = list_ways(
+        inputs.throughput,
+        inputs.memory,
+        devices=devices,
+        examples=facts.examples if facts else None,
+        current_batch_size=facts.batch_size if facts else None,
+    )
+    if not any(way.fits for way in ways):
+        raise ValueError(
+            f"no batch size fits: the largest that does is "
+            f"{inputs.memory.max_verified_batch_size if inputs.memory else 0} a device, the smallest "
+            f"that was timed is {inputs.throughput.points[0].batch_size}. "
+            "Use a smaller model or a device with more memory."
+        )
+    generator = np.random.default_rng(_SEED)
+    critical = draw_critical(inputs.critical, _DRAWS, generator)
+    times = draw_times(ways, inputs.throughput, critical, generator)
+    fits = np.array([way.fits for way in ways])
+    best = np.where(fits, times, np.inf).min(axis=1)
+    regret = times / best[:, None]
+    chosen, tied = _choose(ways, regret, fits)
+    rate, rate_source = _learning_rate(inputs, ways[chosen].batch_size)
+    candidates = _candidates(ways, inputs.throughput, float(np.median(critical)), devices)
+    current, speedup = _against_current(facts, ways, times, chosen, regret)
+    near = [w.batch_size for w, share in zip(ways, _share_near(regret), strict=True) if share >= 0.5]
+    near = [size for size in near if _way(ways, size).fits] or [ways[chosen].batch_size]
+    open_above = inputs.critical.high is None
+    status = Status.OK if len(tied) < 2 else Status.TIE
+    if inputs.critical.status in (Status.UNRESOLVED, Status.AT_LEAST):
+        status = inputs.critical.status
+    hyperparameters = dict(facts.hyperparameters) if facts else {}
+    if rate is not None:
+        hyperparameters["lr"] = rate
+    return Plan(
+        batch_size=ways[chosen].batch_size,
+        micro_batch_size=ways[chosen].micro_batch_size,
+        accumulation_steps=ways[chosen].accumulation_steps,
+        devices=devices,
+        learning_rate=rate,
+        hyperparameters=hyperparameters,
+        low=min(near),
+        high=None if open_above else max(near),
+        objective=objective,
+        candidates=candidates,
+        current=current,
+        speedup=speedup[0],
+        speedup_low=speedup[1],
+        speedup_high=speedup[2],
+        reasons=explain(
+            chosen=ways[chosen],
+            candidates=candidates,
+            tied=tied,
+            critical=inputs.critical,
+            throughput=inputs.throughput,
+            memory=inputs.memory,
+            current=facts.batch_size if facts else None,
+            speedup=speedup,
+            rate_source=rate_source,
+            devices=devices,
+            objective=objective,
+            price_per_hour=price_per_hour,
+        ),
+        status=status,
+    )
+
+
+def _check_options(objective: str, devices: int, price_per_hour: float | None) -> None:
+    if objective == "energy":
+        raise ValueError(
+            "`objective` 'energy' needs measured joules, and none were. "
+            "Plan for 'time' or 'cost'."
+        )
+    if objective not in ("time", "cost"):
+        raise ValueError(f"`objective` must be 'time' or 'cost', got {objective!r}.")
+    if devices < 1:
+        raise ValueError(f"`devices` must be at least 1, got {devices}. Count the devices you have.")
+    if price_per_hour is not None and not price_per_hour > 0:
+        raise ValueError(
+            f"`price_per_hour` must be positive, got {price_per_hour}. Leave it out if unknown."
+        )
+
+
+def _sort(results: tuple[Any, ...]) -> _Inputs:
+    flat: list[Any] = []
+    for result in results:
+        if isinstance(result, Results):
+            parts = (getattr(result, field.name) for field in fields(result))
+            flat.extend(part for part in parts if part is not None)
+        else:
+            flat.append(result)
+
+    def last(kind: type[T]) -> T | None:
+        return next((part for part in reversed(flat) if isinstance(part, kind)), None)
+
+    throughput = last(ThroughputProfile)
+    if throughput is None:
+        raise ValueError(
+            "a plan needs seconds per step, got no ThroughputProfile. "
+            "Measure one: rightbatch.measure_throughput(task)."
+        )
+    # A measured noise scale is judged afresh; a critical batch size alone stands as it is.
+    critical = critical_batch_size(last(NoiseScale), last(NoiseTrack)) or last(CriticalBatchSize)
+    if critical is None:
+        raise ValueError(
+            "a plan needs the gradient noise, got no NoiseScale, NoiseTrack or CriticalBatchSize. "
+            "Measure it: rightbatch.track_noise(task)."
+        )
+    return _Inputs(
+        throughput, critical, last(MemoryProfile), last(LRCurve), last(LRRace), last(TaskFacts)
+    )
+
+
+def _choose(ways: tuple[Way, ...], regret: Floats, fits: NDArray[np.bool_]) -> tuple[int, list[int]]:
+    """Return the index of the choice and the batch sizes that cannot be told from it."""
+    expected = np.where(fits, regret.mean(axis=0), np.inf)
+    ties = [i for i in range(len(ways)) if expected[i] <= (1 + TIE) * expected.min()]
+    # Powers of two are the round sizes here; a micro-batch of its own comes before accumulation.
+    chosen = min(
+        ties,
+        key=lambda i: (
+            ways[i].accumulation_steps > 1,
+            ways[i].batch_size.bit_count() > 1,
+            ways[i].batch_size,
+        ),
+    )
+    return chosen, [ways[i].batch_size for i in ties if ways[i].batch_size.bit_count() == 1]
+
+
+def _share_near(regret: Floats) -> Floats:
+    """In what share of the draws each way is within 5 % of the best, shape [ways]."""
+    return (regret <= 1 + TIE).mean(axis=0)
+
+
+def _way(ways: tuple[Way, ...], batch_size: int) -> Way:
+    return next(way for way in ways if way.batch_size == batch_size)
+
+
+def _candidates(
+    ways: tuple[Way, ...], throughput: ThroughputProfile, critical: float, devices: int
+) -> tuple[Candidate, ...]:
+    seconds = step_seconds(throughput, [way.micro_batch_size for way in ways])
+    seconds = seconds * np.array([way.accumulation_steps for way in ways])
+    steps = np.array([1 + critical / way.batch_size for way in ways])
+    times = steps * seconds
+    best = min(time for time, way in zip(times, ways, strict=True) if way.fits)
+    return tuple(
+        Candidate(
+            batch_size=way.batch_size,
+            micro_batch_size=way.micro_batch_size,
+            accumulation_steps=way.accumulation_steps,
+            step_seconds=float(seconds[i]),
+            relative_steps=float(steps[i]),
+            relative_time=float(times[i] / best),
+            # Every candidate uses the same devices, so device-hours are proportional to time.
+            relative_cost=float(times[i] * devices / (best * devices)),
+            fits=way.fits,
+        )
+        for i, way in enumerate(ways)
+    )
+
+
+def _against_current(
+    facts: TaskFacts | None, ways: tuple[Way, ...], times: Floats, chosen: int, regret: Floats
+) -> tuple[Current | None, tuple[float | None, float | None, float | None]]:
+    sizes = [way.batch_size for way in ways]
+    if facts is None or facts.batch_size not in sizes:
+        return None, (None, None, None)
+    ratio = times[:, sizes.index(facts.batch_size)] / times[:, chosen]
+    low, middle, high = (float(q) for q in np.quantile(ratio, [0.025, 0.5, 0.975]))
+    return Current(batch_size=facts.batch_size, relative_time=middle), (middle, low, high)
+
+
+def _learning_rate(inputs: _Inputs, batch_size: int) -> tuple[float | None, str]:
+    """Return the rate for this batch size, and where it comes from in words."""
+    race, curve, facts = inputs.race, inputs.curve, inputs.task
+    if race is not None and race.suggestion is not None:
+        if race.batch_size == batch_size:
+            return race.suggestion, f"won a race of {len(race.entries)} rates at this batch size"
+        start, source = race.suggestion, f"won the race at batch size {race.batch_size}"
+        origin = race.batch_size
+    elif facts is not None and facts.learning_rate and facts.batch_size:
+        start, origin = facts.learning_rate, facts.batch_size
+        source = f"is today's rate at batch size {origin}"
+    elif curve is not None and curve.suggestion is not None:
+        start, origin = curve.suggestion, curve.batch_size
+        source = f"was suggested by the range test at batch size {origin}"
+    else:
+        return None, ""
+    rule = default_rule(facts.optimizer if facts else "SGD")
+    rate = scale_learning_rate(
+        start, origin, batch_size, rule=rule, noise_scale=inputs.critical.value
+    )
+    source = f"{source}, scaled by the {rule} rule"
+    if curve is not None and curve.edge is not None and rate > _EDGE_SHARE * curve.edge:
+        return _EDGE_SHARE * curve.edge, f"{source} and capped at half the edge of stability"
+    return rate, source

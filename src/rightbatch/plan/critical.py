@@ -1,0 +1,57 @@
+"""The critical batch size of a run, from what was measured, with the error of the model itself."""
+
+import math
+
+from rightbatch.results import CriticalBatchSize, NoiseScale, NoiseTrack, Status
+
+# How far the noise scale stands from the critical batch size of tuned sweeps (log of the ratio
+# sweep / noise): the spread over the tasks in benchmarks/results. It is the model's own error,
+# and no longer probe makes it smaller.
+MODEL_LOG_SD = math.log(2.0)
+
+
+def critical_batch_size(
+    noise: NoiseScale | None = None, track: NoiseTrack | None = None
+) -> CriticalBatchSize | None:
+    r"""Say at which batch size a run needs twice the fewest possible steps.
+
+    Steps to a given loss follow ``S(b) = S_min (1 + B_c / b)``. The noise scale stands in for
+    ``B_c``: averaged over minimal steps where a track was followed, else at the weights that were
+    probed. The interval holds the sampling error *and* the model's own error.
+
+    Args:
+        noise: At one point in training.
+        track: Along a run; preferred where it resolved anything.
+
+    Returns:
+        The critical batch size in examples, or ``None`` where neither was measured.
+
+    Example:
+        >>> critical_batch_size() is None
+        True
+
+    References:
+        McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, equation 2.11.
+    """
+    if track is not None and (track.run_average is not None or noise is None):
+        value, low, high = track.run_average, track.low, track.high
+        status = track.status
+    elif noise is not None:
+        value, low, high, status = noise.noise_scale, noise.low, noise.high, noise.status
+    else:
+        return None
+    return CriticalBatchSize(
+        value=value,
+        low=_widened(value, low, -1),
+        high=None if high is None else _widened(value, high, +1),
+        source="noise",
+        status=status if status in (Status.AT_LEAST, Status.UNRESOLVED) else Status.OK,
+    )
+
+
+def _widened(value: float | None, end: float, side: int) -> float:
+    """Move one end of a sampling interval outwards by the model's error (errors add in squares)."""
+    if not value or not end:
+        return end
+    sampling = math.log(end / value)
+    return value * math.exp(side * math.hypot(sampling, 1.96 * MODEL_LOG_SD))
