@@ -4,9 +4,11 @@ A `Source` owns one data set. It builds private loaders: shuffled by a generator
 own, so that neither the global random state nor an iterator of the user's is consumed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Any, final
 
 import torch
@@ -17,28 +19,32 @@ from torch.utils.data import (
     RandomSampler,
     Sampler,
     SequentialSampler,
+    get_worker_info,
 )
 
 from rightbatch.errors import TaskError
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """A data set and how its examples are drawn and collated."""
 
     dataset: Any
-    sampler: Sampler[int] | None  # the user's own, kept where it is not a plain shuffle
-    collate_fn: Callable[[list[Any]], Any] | None
-    num_workers: int
-    batch_size: int | None  # of the user's loader, where one was given
+    sampler: Sampler[int] | None = None  # the user's own, kept where it is not a plain shuffle
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    num_workers: int = 0
+    batch_size: int | None = None  # of the user's loader, where one was given
+    loader_options: Mapping[str, Any] = field(default_factory=dict)  # its further settings
 
     @property
     def num_examples(self) -> int | None:
         """Examples in one epoch; ``None`` for a stream."""
-        if isinstance(self.dataset, IterableDataset) or not hasattr(self.dataset, "__getitem__"):
+        if _is_stream(self.dataset):
             return None
-        return len(self.sampler) if self.sampler is not None else len(self.dataset)  # type: ignore[arg-type]
+        if isinstance(self.sampler, Sized):
+            return len(self.sampler)
+        return len(self.dataset)
 
     def loader(self, size: int, *, seed: int, epochs: int | None) -> DataLoader[Any]:
         """Build a private loader of ``size`` examples a batch.
@@ -48,43 +54,54 @@ class Source:
             seed: Of the shuffle and of the workers.
             epochs: Passes over the data, or ``None`` for an endless stream of full batches
                 that run across the epochs' ends. Only the last batch of a finite stream
-                may be smaller.
+                may be smaller (with worker processes on a stream, the last of each worker).
         """
-        generator = torch.Generator().manual_seed(seed)
         options: dict[str, Any] = {
+            **self.loader_options,
             "collate_fn": self.collate_fn,
             "num_workers": self.num_workers,
             "generator": torch.Generator().manual_seed(seed),
         }
-        if self.num_examples is None:
+        if _is_stream(self.dataset):
+            options["worker_init_fn"] = _InitWorker(options.get("worker_init_fn"))
             return DataLoader(_Stream(self.dataset, epochs), batch_size=size, **options)
-        sampler = _BatchIndices(self, size, generator, epochs)
+        sampler = _BatchIndices(self._order(seed), size, epochs)
         return DataLoader(self.dataset, batch_sampler=sampler, **options)
+
+    def _order(self, seed: int) -> Iterable[int]:
+        generator = torch.Generator().manual_seed(seed)
+        if self.sampler is None:
+            return _Shuffle(len(self.dataset), generator)
+        if not hasattr(self.sampler, "generator"):
+            return self.sampler
+        private = copy.copy(self.sampler)  # draws from ours, so that theirs stays where it is
+        private.generator = generator  # type: ignore[attr-defined]
+        return private
+
+
+@final
+class _Shuffle:
+    """Every index once, in a fresh order each time."""
+
+    def __init__(self, length: int, generator: torch.Generator) -> None:
+        self._length, self._generator = length, generator
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self._length, generator=self._generator, device="cpu")
+        return iter(order.tolist())
 
 
 @final
 class _BatchIndices(Sampler[list[int]]):
-    """Lists of indices: every example once per epoch, in a fresh order."""
+    """Lists of indices, epoch after epoch."""
 
-    def __init__(
-        self, source: Source, size: int, generator: torch.Generator, epochs: int | None
-    ) -> None:
-        self._source, self._size, self._generator, self._epochs = source, size, generator, epochs
+    def __init__(self, order: Iterable[int], size: int, epochs: int | None) -> None:
+        self._order, self._size, self._epochs = order, size, epochs
 
     def __iter__(self) -> Iterator[list[int]]:
-        indices = self._indices()
+        indices = _repeated(self._order, self._epochs)
         while batch := list(islice(indices, self._size)):
             yield batch
-
-    def _indices(self) -> Iterator[int]:
-        epoch = 0
-        while self._epochs is None or epoch < self._epochs:
-            if self._source.sampler is not None:
-                yield from self._source.sampler
-            else:
-                length = len(self._source.dataset)
-                yield from torch.randperm(length, generator=self._generator).tolist()
-            epoch += 1
 
 
 @final
@@ -92,21 +109,43 @@ class _Stream(IterableDataset[Any]):
     """The user's stream, started again at its end."""
 
     def __init__(self, dataset: Iterable[Any], epochs: int | None) -> None:
-        self._dataset, self._epochs = dataset, epochs
+        self.dataset, self._epochs = dataset, epochs
 
     def __iter__(self) -> Iterator[Any]:
-        epoch = 0
-        while self._epochs is None or epoch < self._epochs:
-            empty = True
-            for example in self._dataset:
-                empty = False
-                yield example
-            if empty:
-                raise TaskError(
-                    "the data set yields no example, got an empty stream. "
-                    "Pass a data set that can be iterated more than once."
-                )
-            epoch += 1
+        return _repeated(self.dataset, self._epochs)
+
+
+@final
+class _InitWorker:
+    """Show a worker the user's data set, not our wrapper: it may take its share by an attribute."""
+
+    def __init__(self, user_init: Callable[[int], None] | None) -> None:
+        self._user_init = user_init
+
+    def __call__(self, worker_id: int) -> None:
+        info = get_worker_info()
+        vars(info)["dataset"] = vars(info)["dataset"].dataset
+        if self._user_init is not None:
+            self._user_init(worker_id)
+
+
+def _repeated(items: Iterable[Any], epochs: int | None) -> Iterator[Any]:
+    for epoch in count():
+        if epoch == epochs:
+            return
+        empty = True
+        for item in items:
+            empty = False
+            yield item
+        if empty:
+            raise TaskError(
+                f"`dataset` must yield examples in every epoch, got none in epoch {epoch + 1} of "
+                f"{type(items).__name__}. Pass one that can be iterated more than once."
+            )
+
+
+def _is_stream(dataset: Any) -> bool:
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
 
 
 def source_from(
@@ -120,21 +159,21 @@ def source_from(
     if isinstance(dataset, DataLoader):
         source = _source_from_loader(dataset, collate_fn, num_workers)
     else:
-        source = Source(dataset, None, collate_fn, num_workers, None)
-    if iter_is_spent(source.dataset):
+        source = Source(dataset=dataset, collate_fn=collate_fn, num_workers=num_workers)
+    dataset = source.dataset
+    if isinstance(dataset, Iterator):
         raise TaskError(
-            f"`dataset` must be re-iterable, got a one-shot {type(source.dataset).__name__}. "
+            f"`dataset` must be re-iterable, got a one-shot {type(dataset).__name__}. "
             "Measuring draws many batches: pass a list, a Dataset, or an IterableDataset."
         )
-    if not hasattr(source.dataset, "__getitem__") and not isinstance(source.dataset, Iterable):
+    if not isinstance(dataset, Iterable if _is_stream(dataset) else Sized):
         raise TaskError(
             f"`dataset` must be a Dataset, a list or a DataLoader, got {type(dataset).__name__}. "
-            "It needs __getitem__ and __len__, or __iter__."
+            "It needs __getitem__ and __len__ to be drawn from in any order, or __iter__ alone."
         )
     if source.num_examples is not None and source.num_examples < 2:
-        count = source.num_examples
         raise TaskError(
-            f"`dataset` must hold at least two examples, got {count}. "
+            f"`dataset` must hold at least two examples, got {source.num_examples}. "
             "Gradient noise is the difference between examples: pass the training set."
         )
     return source
@@ -149,28 +188,35 @@ def _source_from_loader(
             "(batching switched off, or a batch_sampler of its own). "
             "Pass its dataset and collate_fn instead."
         )
-    sampler = None if isinstance(loader.dataset, IterableDataset) else loader.sampler
-    if isinstance(sampler, RandomSampler | SequentialSampler):
-        sampler = None
+    workers = num_workers or loader.num_workers
+    names = ["worker_init_fn", "pin_memory"]
+    if workers and loader.num_workers:  # settings that a loader without workers refuses
+        names += ["prefetch_factor", "multiprocessing_context", "timeout"]
     return Source(
-        loader.dataset,
-        sampler,
-        collate_fn or loader.collate_fn,
-        num_workers or loader.num_workers,
-        loader.batch_size,
+        dataset=loader.dataset,
+        sampler=_own_sampler(loader),
+        collate_fn=collate_fn or loader.collate_fn,
+        num_workers=workers,
+        batch_size=loader.batch_size,
+        loader_options={name: getattr(loader, name) for name in names},
     )
 
 
-def iter_is_spent(dataset: Any) -> bool:
-    """Whether this is an iterator, which a second pass would find empty."""
-    return isinstance(dataset, Iterator)
+def _own_sampler(loader: DataLoader[Any]) -> Sampler[int] | None:
+    """Return the loader's sampler, unless a plain shuffle draws the same examples."""
+    sampler = loader.sampler
+    if _is_stream(loader.dataset) or type(sampler) is SequentialSampler:
+        return None
+    if type(sampler) is RandomSampler and not sampler.replacement:
+        return None if sampler.num_samples == len(sampler.data_source) else sampler
+    return sampler  # type: ignore[return-value]
 
 
 def examples_in(batch: Any) -> int | None:
     """Count the examples in a collated batch by its first tensor's leading dimension.
 
     Args:
-        batch: A tensor, or a tuple, list, mapping or attribute holder of tensors.
+        batch: A tensor, or a tuple, list, mapping or dataclass of tensors, also nested.
 
     Returns:
         The count, or ``None`` where there is no tensor with a dimension.
@@ -183,11 +229,11 @@ def examples_in(batch: Any) -> int | None:
         return len(batch) if batch.dim() else None
     if isinstance(batch, Mapping):
         batch = list(batch.values())
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        for part in batch:
-            count = examples_in(part)
-            if count is not None:
-                return count
+    elif dataclasses.is_dataclass(batch):
+        batch = [getattr(batch, part.name) for part in dataclasses.fields(batch)]
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        counts = (examples_in(part) for part in batch)
+        return next((count for count in counts if count is not None), None)
     return None
 
 
@@ -199,8 +245,14 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor) or (hasattr(batch, "to") and callable(batch.to)):
         return batch.to(device)
-    if isinstance(batch, Mapping):
-        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
+    if isinstance(batch, MutableMapping):
+        moved = copy.copy(batch)  # keeps a defaultdict's factory
+        moved.update({key: to_device(value, device) for key, value in batch.items()})
+        return moved
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        names = [part.name for part in dataclasses.fields(batch) if part.init]
+        parts = {name: to_device(getattr(batch, name), device) for name in names}
+        return dataclasses.replace(batch, **parts)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(part, device) for part in batch))
     if isinstance(batch, tuple | list):
