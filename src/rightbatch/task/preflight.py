@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from rightbatch.errors import NotRepeatable, TaskError
+from rightbatch.errors import NotRepeatable, RightBatchError, TaskError
 from rightbatch.task.data import examples_in
 
 if TYPE_CHECKING:
@@ -34,14 +36,19 @@ def preflight(task: Task) -> tuple[str, ...]:
         NotRepeatable: If two passes at one random state give different losses.
     """
     _check_optimizer_needs_no_closure(task)
-    with task.preserved():
-        size = min(task.default_batch_size, 8)
-        batch = next(task.batches(size, seed=0), None)
-        if batch is None:
-            raise TaskError("`dataset` must yield a batch, got nothing. Pass the training set.")
-        _check_size(batch, size, has_weight=task._weight is not None)
-        first = _loss_value(task, batch)
-        names_without = _names_without_gradient(task, batch, first)
+    size = min(task.default_batch_size, 8)
+    with task.preserved(), _rule("`dataset` must yield a batch"):
+        batch = next(task.batches(size, seed=0))
+    _check_size(batch, size, has_weight=task._weight is not None)
+    # One after the other, so that never two copies of the model are held.
+    with task.preserved(), _rule("`loss(model, batch)` must run on a batch"):
+        first = task.loss(batch)[0].item()
+    with task.preserved(), _rule("the loss of a batch must have a gradient"):
+        task.optimizer.zero_grad(set_to_none=True)
+        loss = task.loss(batch)[0]
+        _check_loss(first, loss.item())
+        loss.backward()
+        names_without = _names_without_gradient(task, first)
     mixing = _modules_that_mix_examples(task.model)
     trained = {id(p) for group in task.optimizer.param_groups for p in group["params"]}
     untrained = [
@@ -92,13 +99,21 @@ def _check_size(batch: Any, size: int, *, has_weight: bool) -> None:
         )
 
 
-def _loss_value(task: Task, batch: Any) -> float:
-    """Run the batch twice from one random state; return the loss they agree on."""
-    values = []
-    for _ in range(2):
-        with task.preserved():
-            values.append(task.loss(batch)[0].item())
-    first, second = values
+@contextmanager
+def _rule(rule: str) -> Iterator[None]:
+    """Say which rule the user's code broke by raising; its own error stays visible as the cause."""
+    try:
+        yield
+    except (RightBatchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"{rule}, got {type(error).__name__}: {error!s:.500}. "
+            "Nothing can be measured before one training step runs: mend the task's own code."
+        ) from error
+
+
+def _check_loss(first: float, second: float) -> None:
     if not math.isfinite(first):
         raise TaskError(
             f"`loss(model, batch)` must be finite, got {first!r} at the present weights. "
@@ -112,12 +127,9 @@ def _loss_value(task: Task, batch: Any) -> float:
             f"{second!r}. The loss draws from a random source of its own, or remembers past "
             "batches: draw with torch's global generator, and keep state out of the loss."
         )
-    return first
 
 
-def _names_without_gradient(task: Task, batch: Any, loss: float) -> list[str]:
-    task.optimizer.zero_grad(set_to_none=True)
-    task.loss(batch)[0].backward()
+def _names_without_gradient(task: Task, loss: float) -> list[str]:
     named = {name: p for name, p in task.model.named_parameters() if p.requires_grad}
     without = [name for name, p in named.items() if p.grad is None]
     if len(without) == len(named):
@@ -126,12 +138,16 @@ def _names_without_gradient(task: Task, batch: Any, loss: float) -> list[str]:
             "The loss does not depend on this model: check that it calls the model it is given."
         )
     for name, p in named.items():
-        if isinstance(p.grad, Tensor) and not torch.isfinite(p.grad).all():
+        if p.grad is not None and not torch.isfinite(_numbers_of(p.grad)).all():
             raise TaskError(
                 f"gradients must be finite, got NaN or infinity in {name!r} from a loss of "
                 f"{loss!r}. Look for a division by zero or a square root at zero in the loss."
             )
     return without
+
+
+def _numbers_of(grad: Tensor) -> Tensor:
+    return grad.coalesce().values() if grad.is_sparse else grad
 
 
 def _modules_that_mix_examples(model: nn.Module) -> list[str]:

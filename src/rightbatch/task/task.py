@@ -173,10 +173,11 @@ class Task:
         """
         value = self._loss(self.model, batch)
         if not isinstance(value, Tensor) or value.dim() != 0 or value.is_complex():
-            kind = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+            got = repr(value)
+            if isinstance(value, Tensor):
+                got = f"a {value.dtype} tensor of shape {tuple(value.shape)}"
             raise TaskError(
-                f"`loss(model, batch)` must return a real scalar tensor, "
-                f"got {kind or repr(value):.200}. "
+                f"`loss(model, batch)` must return a real scalar tensor, got {got:.200}. "
                 "Average over the batch: use reduction='mean', or call .mean()."
             )
         if not value.requires_grad:
