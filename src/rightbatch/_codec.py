@@ -12,18 +12,33 @@ import types
 import typing
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from rightbatch.errors import ResultsError
-from rightbatch.results import LRCurve, LRRace, NoiseScale, NoiseTrack, Results
+from rightbatch.results import LRCurve, NoiseScale, Results
 
 SCHEMA = "rightbatch/1"
 R = TypeVar("R", bound=Results)
 
-# (the section's own result, the key of the nested points, the key of the nested rest, ...)
+
+class _Nested(NamedTuple):
+    """A result that the file keeps inside another one's section, in two parts."""
+
+    own: type  # the section's own result
+    attribute: str  # of `Results`, where the nested result is
+    points_field: str  # of the nested result: its points ...
+    points_key: str  # ... and their key in the section
+    rest_key: str  # the section's key of everything else of the nested result
+
+
 _NESTED = {
-    "noise": (NoiseScale, "track", "points", "run", NoiseTrack, "track"),
-    "learning_rate": (LRCurve, "race", "entries", "race_result", LRRace, "race"),
+    "noise": _Nested(NoiseScale, "track", "points", "track", "run"),
+    "learning_rate": _Nested(LRCurve, "race", "entries", "race", "race_result"),
+}
+# What messages call a nested result: where it is in the file.
+_FILE_KEYS = {nested.attribute: f"{s}.{nested.rest_key}" for s, nested in _NESTED.items()} | {
+    f"{s}.{nested.rest_key}.{nested.points_field}": f"{s}.{nested.points_key}"
+    for s, nested in _NESTED.items()
 }
 
 
@@ -43,13 +58,13 @@ def to_json(results: Results) -> dict[str, Any]:
     for field in dataclasses.fields(results):
         value = getattr(results, field.name)
         if value is not None:
-            plain[field.name] = _encode(value, field.name)
-    for section, (_, points_key, points_field, rest_key, _, attribute) in _NESTED.items():
-        nested = plain.pop(attribute, None) if attribute != section else None
-        if nested is not None:
+            plain[field.name] = _encode(value, _file_key("", field.name))
+    for section, nested in _NESTED.items():
+        rest = plain.pop(nested.attribute, None)
+        if rest is not None:
             home = plain.setdefault(section, {})
-            home[points_key] = nested.pop(points_field)
-            home[rest_key] = nested
+            home[nested.points_key] = rest.pop(nested.points_field)
+            home[nested.rest_key] = rest
     return plain
 
 
@@ -77,22 +92,38 @@ def from_json(plain: Any, kind: type[R]) -> R:
             f"the results file must have schema {SCHEMA!r}, got {plain['schema']!r}. "
             "It comes from another version: measure again, or install the version that wrote it."
         )
-    plain = {key: value for key, value in plain.items() if key != "schema"}
-    for section, (kind_own, points_key, points_field, rest_key, _, attribute) in _NESTED.items():
-        home = plain.get(section)
-        if not isinstance(home, dict):
-            continue
-        home = dict(home)
-        if rest_key in home:
-            rest = _expect(home.pop(rest_key), dict, f"{section}.{rest_key}")
-            points = home.pop(points_key, None)
-            plain[attribute] = {**rest, points_field: points}
-        own_keys = {field.name for field in dataclasses.fields(kind_own)}
-        if own_keys & home.keys():
-            plain[section] = home
-        else:
-            del plain[section]
-    return _decode(plain, kind, "")
+    attributes = {key: value for key, value in plain.items() if key != "schema"}
+    for section, nested in _NESTED.items():
+        home = attributes.get(section)
+        if isinstance(home, dict):
+            found = _unnest(home, section, nested)
+            if found and not home.keys() & {field.name for field in dataclasses.fields(nested.own)}:
+                del attributes[section]  # it held nothing but the nested result
+            attributes.update(found)
+    return _decode(attributes, kind, "")
+
+
+def _unnest(home: dict[str, Any], section: str, nested: _Nested) -> dict[str, Any]:
+    """Return the nested result of a section as the attribute that it is of `Results`."""
+    if not home.keys() & {nested.points_key, nested.rest_key}:
+        return {}
+    if nested.rest_key not in home:
+        raise _lacks(f"{section}.{nested.rest_key}")
+    rest = _expect(home[nested.rest_key], dict, f"{section}.{nested.rest_key}")
+    points = {nested.points_field: home[nested.points_key]} if nested.points_key in home else {}
+    return {nested.attribute: {**rest, **points}}
+
+
+def _file_key(parent: str, name: str) -> str:
+    key = f"{parent}.{name}" if parent else name
+    return _FILE_KEYS.get(key, key)
+
+
+def _lacks(key: str) -> ResultsError:
+    return ResultsError(
+        f"the results file lacks `{key}`. "
+        "It was edited or written by another version: measure again."
+    )
 
 
 def dumps(results: Results) -> str:
@@ -130,6 +161,8 @@ def read(path: str | Path, kind: type[R]) -> R:
             f"{str(path)!r} is not complete JSON (line {error.lineno}: {error.msg}). "
             "It was cut off or edited: measure again."
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, say
+        raise ResultsError(f"cannot read {str(path)!r}: {error}. Measure again.") from error
     return from_json(plain, kind)
 
 
@@ -145,13 +178,17 @@ def write(results: Results, path: str | Path) -> None:
     """
     path = Path(path)
     text = dumps(results)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
+        partial = path.with_name(path.name + ".partial")
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ResultsError(
-            f"cannot write {str(path)!r}: {error.strerror}. Name a folder that you may write to."
+            f"cannot write {str(path)!r}: {reason}. Name a folder that you may write to."
         ) from error
 
 
@@ -171,13 +208,18 @@ def _encode(value: Any, key: str) -> Any:
         )
     if dataclasses.is_dataclass(value):
         return {
-            field.name: _encode(getattr(value, field.name), f"{key}.{field.name}")
+            field.name: _encode(getattr(value, field.name), _file_key(key, field.name))
             for field in dataclasses.fields(value)
         }
     if isinstance(value, dict):
         return {name: _encode(item, f"{key}.{name}") for name, item in value.items()}
     if isinstance(value, tuple | list):
         return [_encode(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    if not isinstance(value, str | int | float | None):
+        raise ResultsError(
+            f"`{key}` must be a plain number or text to be saved, got {value!r} of type "
+            f"{type(value).__name__}. Report this: it is a bug."
+        )
     return value
 
 
@@ -189,6 +231,19 @@ def _expect(value: Any, kind: type | tuple[type, ...], key: str) -> Any:
             "It was edited or written by something else: measure again."
         )
     return value
+
+
+def _finite(value: float, key: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the largest float
+        number = math.inf
+    if not math.isfinite(number):
+        raise ResultsError(
+            f"`{key}` must be finite in a results file, got {number!r}. "
+            "It was edited or written by something else: measure again."
+        )
+    return number
 
 
 def _decode(value: Any, kind: Any, key: str) -> Any:
@@ -213,10 +268,13 @@ def _decode(value: Any, kind: Any, key: str) -> Any:
     if issubclass(kind, StrEnum):
         allowed = [member.value for member in kind]
         if value not in allowed:
-            raise ResultsError(f"`{key}` must be one of {', '.join(allowed)}, got {value!r}.")
+            raise ResultsError(
+                f"`{key}` must be one of {', '.join(allowed)}, got {value!r}. "
+                "It was edited or written by another version: measure again."
+            )
         return kind(value)
     if kind is float:
-        return float(_expect(value, (int, float), key))
+        return _finite(_expect(value, (int, float), key), key)
     return _expect(value, kind, key)
 
 
@@ -224,12 +282,9 @@ def _decode_dataclass(value: dict[str, Any], kind: type, key: str) -> Any:
     hints = typing.get_type_hints(kind)
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        name = f"{key}.{field.name}".lstrip(".")
+        name = _file_key(key, field.name)
         if field.name in value:
             arguments[field.name] = _decode(value[field.name], hints[field.name], name)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ResultsError(
-                f"the results file lacks `{name}`. "
-                "It was edited or written by another version: measure again."
-            )
+            raise _lacks(name)
     return kind(**arguments)
