@@ -24,6 +24,7 @@ class Status(StrEnum):
     NOTHING_FITS = "nothing_fits"
     DISAGREE = "disagree"
     AT_THE_END = "at_the_end"
+    DIVERGED = "diverged"
     TIE = "tie"
     ASSUMED = "assumed"
 
@@ -58,6 +59,10 @@ _SENTENCES = {
     ),
     Status.AT_THE_END: (
         "The answer lies at the end of the range that was tried. Widen the range to be sure."
+    ),
+    Status.DIVERGED: (
+        "The training run diverged at today's settings; the numbers are from before. "
+        "Lower the learning rate and measure again."
     ),
     Status.TIE: "Several choices cannot be told apart; the smaller, rounder one was taken.",
     Status.ASSUMED: "Not measured here: carried over from other measurements by a rule.",

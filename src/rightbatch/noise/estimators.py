@@ -139,8 +139,8 @@ def estimate_noise(
         )
     units = float(weights.sum())
     small_sq = float((weights / units) @ squares)
-    trace_cov = units * (small_sq - mean_sq) / (count - 1)
-    grad_sq = (count * mean_sq - small_sq) / (count - 1)
+    trace_cov = units * float(small_sq - mean_sq) / (count - 1)
+    grad_sq = float(count * mean_sq - small_sq) / (count - 1)
 
     linear, quadratic = _fit_scatter(inner_products, weights, grad_sq)
     var_linear = 4 * linear / units

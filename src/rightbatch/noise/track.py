@@ -9,16 +9,17 @@ host memory, so the device never holds a second model.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rightbatch._stats import fieller_interval
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
-from rightbatch.errors import TaskError
 from rightbatch.noise.estimators import NoiseEstimate
 from rightbatch.noise.probe import run_probe
 from rightbatch.results import NoisePoint, NoiseTrack, Status
@@ -26,7 +27,6 @@ from rightbatch.task import Task
 
 _DEFAULT_STEPS = 200
 _TRAINING_SHARE = 0.5  # of a time budget; the rest goes to the probes
-_CHECK_EVERY = 10  # steps between looks at the loss: each look waits for the device
 _LEAST_LOG_LOSS_RANGE = 0.05  # below it a slope against the loss is noise
 _TREND_POINTS = 3  # the fewest that tell a trend from a line through two points
 
@@ -81,7 +81,7 @@ def track_noise(
         The probes, the run average with its interval, and the trend against the loss.
 
     Raises:
-        TaskError: If the training loss becomes NaN or infinite, or a probe fails.
+        TaskError: If a probe fails, see `measure_noise`. A run that diverges is a status.
 
     References:
         McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.3 and appendix D
@@ -94,6 +94,7 @@ def track_noise(
         Deadline(time_budget_seconds or math.inf, clock),
     )
     taken: list[_Probe] = []
+    finite = True
 
     def probe() -> None:
         with task.preserved():  # gradients, BatchNorm's averages, random states
@@ -111,15 +112,13 @@ def track_noise(
         probe()
         batches = task.batches(size, seed=seed)
         for stop in (2.0 ** (i - probes + 1) for i in range(1, probes)):
-            begin = clock()
-            while limit.position(clock() - begin) < stop:
-                _train(task, next(batches), limit.step)
-                limit.step += 1
-                progress(limit.fraction(), "following the noise along training")
-            limit.trained_seconds += clock() - begin
+            finite = _train_until(task, batches, stop, limit, clock, progress)
+            if not finite:
+                break
             if limit.step > taken[-1].step:
                 probe()
-    return _summarize(taken, size, float(task.optimizer.param_groups[0]["lr"]))
+    learning_rate = float(task.optimizer.param_groups[0]["lr"])
+    return _summarize(taken, size, learning_rate, diverged=not finite)
 
 
 @dataclass(slots=True)
@@ -155,22 +154,35 @@ class _Limit:
         return min(1.0, max(by_steps, by_time))
 
 
-def _train(task: Task, batch: Any, step: int) -> None:
-    loss = task.step(batch)
-    if step % _CHECK_EVERY == 0 and not torch.isfinite(loss):
-        raise TaskError(
-            f"the training loss must stay finite, got {loss.item()!r} at step {step + 1} of the "
-            "noise track. The run that you have today diverges: lower its learning rate."
-        )
+def _train_until(
+    task: Task,
+    batches: Iterator[Any],
+    stop: float,
+    limit: _Limit,
+    clock: Clock,
+    progress: Progress,
+) -> bool:
+    """Train up to a position of the run; return whether the loss stayed finite."""
+    begin = clock()
+    loss: Tensor | None = None
+    while limit.position(clock() - begin) < stop:
+        loss = task.step(next(batches))
+        limit.step += 1
+        progress(limit.fraction(), "following the noise along training")
+    limit.trained_seconds += clock() - begin
+    # One look per stretch: each look waits for the device, and NaN never heals.
+    return loss is None or bool(torch.isfinite(loss))
 
 
-def _summarize(probes: list[_Probe], batch_size: int, learning_rate: float) -> NoiseTrack:
+def _summarize(
+    probes: list[_Probe], batch_size: int, learning_rate: float, *, diverged: bool
+) -> NoiseTrack:
     points = tuple(_point(probe, batch_size) for probe in probes)
     average, low, high = average_over_minimal_steps(
         [probe.step for probe in probes], [probe.estimate for probe in probes], batch_size
     )
-    status = Status.OK
-    if high is None:
+    status = Status.DIVERGED if diverged else Status.OK
+    if high is None and not diverged:
         status = Status.UNRESOLVED if average is None or low == 0 else Status.AT_LEAST
     return NoiseTrack(
         points=points,
@@ -223,7 +235,8 @@ def average_over_minimal_steps(
 
         >>> e = NoiseEstimate(grad_sq=2.0, trace_cov=60.0, var_grad_sq=0.0, var_trace_cov=0.0,
         ...     covariance=0.0, quadratic_share=0.0, units=100.0, micro_batches=10)
-        >>> average_over_minimal_steps([0], [e], 32)
+        >>> average, low, high = average_over_minimal_steps([0], [e], 32)
+        >>> round(average, 9), round(low, 9), round(high, 9)
         (30.0, 30.0, 30.0)
     """
     spans = np.zeros(len(steps))

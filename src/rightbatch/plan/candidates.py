@@ -1,8 +1,8 @@
 """The ways to train that a plan weighs: their steps, their times, and the doubt in both.
 
-    time(b) = steps(b) x step_seconds(b)
-    steps(b) = S_min (1 + B_c / b)                          statistics
-    step_seconds(b) = accumulation_steps x seconds(micro)   hardware, between measured sizes only
+time(b) = steps(b) x step_seconds(b)
+steps(b) = S_min (1 + B_c / b)                          statistics
+step_seconds(b) = accumulation_steps x seconds(micro)   hardware, between measured sizes only
 """
 
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def list_ways(
     """
     measured = [point.batch_size for point in throughput.points]
     cap = memory.max_verified_batch_size if memory is not None else measured[-1]
-    micros = sorted({size for size in [*_powers_of_two(measured[-1]), *measured]})
+    micros = sorted({*_powers_of_two(measured[-1]), *measured})
     micros = [size for size in micros if size >= measured[0]]
     seconds = dict(zip(micros, step_seconds(throughput, micros), strict=True))
     ways: dict[int, Way] = {}
@@ -79,7 +79,9 @@ def step_seconds(throughput: ThroughputProfile, micro_batch_sizes: list[int]) ->
     return np.interp(micro_batch_sizes, sizes, [p.total_seconds for p in throughput.points])
 
 
-def draw_critical(critical: CriticalBatchSize, draws: int, generator: np.random.Generator) -> Floats:
+def draw_critical(
+    critical: CriticalBatchSize, draws: int, generator: np.random.Generator
+) -> Floats:
     """Draw critical batch sizes from what is known of it, shape [draws].
 
     Log-normal on either side of the value where the interval is closed; log-uniform upwards from

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rightbatch.plan.candidates import Way, draw_critical, draw_times, list_ways, step_seconds
 from rightbatch.plan.critical import critical_batch_size
-from rightbatch.plan.reasons import explain
+from rightbatch.plan.reasons import Speedup, explain
 from rightbatch.results import (
     Candidate,
     CriticalBatchSize,
@@ -65,7 +65,8 @@ def plan(
     Args:
         results: Any of ``MemoryProfile``, ``ThroughputProfile`` (needed), ``NoiseScale``,
             ``NoiseTrack`` or ``CriticalBatchSize`` (one is needed), ``LRCurve``, ``LRRace``,
-            ``TaskFacts``; or whole `Results` such as ``Findings``. Of two of a kind the later counts.
+            ``TaskFacts``; or whole `Results` such as ``Findings``. Of two of a kind the later
+            counts.
         objective: "time", or "cost" (which is the same while the number of devices is fixed).
         devices: Devices that share a batch. Communication is not measured: it counts as free.
         price_per_hour: Of one device, any currency; for the reasons' arithmetic.
@@ -98,56 +99,36 @@ def plan(
     _check_options(objective, devices, price_per_hour)
     inputs = _sort(results)
     facts = inputs.task
-    ways = list_ways(
-        inputs.throughput,
-        inputs.memory,
-        devices=devices,
-        examples=facts.examples if facts else None,
-        current_batch_size=facts.batch_size if facts else None,
-    )
-    if not any(way.fits for way in ways):
-        raise ValueError(
-            f"no batch size fits: the largest that does is "
-            f"{inputs.memory.max_verified_batch_size if inputs.memory else 0} a device, the smallest "
-            f"that was timed is {inputs.throughput.points[0].batch_size}. "
-            "Use a smaller model or a device with more memory."
-        )
-    generator = np.random.default_rng(_SEED)
-    critical = draw_critical(inputs.critical, _DRAWS, generator)
-    times = draw_times(ways, inputs.throughput, critical, generator)
-    fits = np.array([way.fits for way in ways])
-    best = np.where(fits, times, np.inf).min(axis=1)
-    regret = times / best[:, None]
-    chosen, tied = _choose(ways, regret, fits)
-    rate, rate_source = _learning_rate(inputs, ways[chosen].batch_size)
-    candidates = _candidates(ways, inputs.throughput, float(np.median(critical)), devices)
-    current, speedup = _against_current(facts, ways, times, chosen, regret)
-    near = [w.batch_size for w, share in zip(ways, _share_near(regret), strict=True) if share >= 0.5]
-    near = [size for size in near if _way(ways, size).fits] or [ways[chosen].batch_size]
-    open_above = inputs.critical.high is None
-    status = Status.OK if len(tied) < 2 else Status.TIE
-    if inputs.critical.status in (Status.UNRESOLVED, Status.AT_LEAST):
-        status = inputs.critical.status
+    weighed = _weigh(inputs, devices)
+    chosen, tied = _choose(weighed)
+    way = weighed.ways[chosen]
+    current, speedup = _against_current(facts, weighed, chosen)
+    low, high = _near_best(weighed, chosen)
+    rate, rate_source = _learning_rate(inputs, way.batch_size)
     hyperparameters = dict(facts.hyperparameters) if facts else {}
     if rate is not None:
         hyperparameters["lr"] = rate
+    status = Status.TIE if len(tied) > 1 else Status.OK
+    if inputs.critical.status in (Status.UNRESOLVED, Status.AT_LEAST):
+        status = inputs.critical.status
+    candidates = _candidates(weighed, inputs.throughput)
     return Plan(
-        batch_size=ways[chosen].batch_size,
-        micro_batch_size=ways[chosen].micro_batch_size,
-        accumulation_steps=ways[chosen].accumulation_steps,
+        batch_size=way.batch_size,
+        micro_batch_size=way.micro_batch_size,
+        accumulation_steps=way.accumulation_steps,
         devices=devices,
         learning_rate=rate,
         hyperparameters=hyperparameters,
-        low=min(near),
-        high=None if open_above else max(near),
+        low=low,
+        high=None if inputs.critical.high is None else high,
         objective=objective,
         candidates=candidates,
         current=current,
-        speedup=speedup[0],
-        speedup_low=speedup[1],
-        speedup_high=speedup[2],
+        speedup=speedup.value,
+        speedup_low=speedup.low,
+        speedup_high=speedup.high,
         reasons=explain(
-            chosen=ways[chosen],
+            chosen=way,
             candidates=candidates,
             tied=tied,
             critical=inputs.critical,
@@ -167,13 +148,14 @@ def plan(
 def _check_options(objective: str, devices: int, price_per_hour: float | None) -> None:
     if objective == "energy":
         raise ValueError(
-            "`objective` 'energy' needs measured joules, and none were. "
-            "Plan for 'time' or 'cost'."
+            "`objective` 'energy' needs measured joules, and none were. Plan for 'time' or 'cost'."
         )
     if objective not in ("time", "cost"):
         raise ValueError(f"`objective` must be 'time' or 'cost', got {objective!r}.")
     if devices < 1:
-        raise ValueError(f"`devices` must be at least 1, got {devices}. Count the devices you have.")
+        raise ValueError(
+            f"`devices` must be at least 1, got {devices}. Count the devices you have."
+        )
     if price_per_hour is not None and not price_per_hour > 0:
         raise ValueError(
             f"`price_per_hour` must be positive, got {price_per_hour}. Leave it out if unknown."
@@ -210,39 +192,80 @@ def _sort(results: tuple[Any, ...]) -> _Inputs:
     )
 
 
-def _choose(ways: tuple[Way, ...], regret: Floats, fits: NDArray[np.bool_]) -> tuple[int, list[int]]:
-    """Return the index of the choice and the batch sizes that cannot be told from it."""
-    expected = np.where(fits, regret.mean(axis=0), np.inf)
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """The ways to train, and what each takes in every draw."""
+
+    ways: tuple[Way, ...]
+    fits: NDArray[np.bool_]  # [ways]
+    times: Floats  # [draws, ways], over S_min
+    regret: Floats  # [draws, ways], over the best that fits in the same draw
+    critical: float  # median draw of B_c
+
+
+def _weigh(inputs: _Inputs, devices: int) -> _Weighed:
+    facts = inputs.task
+    ways = list_ways(
+        inputs.throughput,
+        inputs.memory,
+        devices=devices,
+        examples=facts.examples if facts else None,
+        current_batch_size=facts.batch_size if facts else None,
+    )
+    fits = np.array([way.fits for way in ways], dtype=bool)
+    if not fits.any():
+        largest = inputs.memory.max_verified_batch_size if inputs.memory else 0
+        smallest = inputs.throughput.points[0].batch_size
+        raise ValueError(
+            f"a batch size must fit, but on each of {devices} devices at most {largest} examples "
+            f"do and the smallest size that was timed is {smallest}. "
+            "Use a smaller model, fewer devices, or a device with more memory."
+        )
+    generator = np.random.default_rng(_SEED)
+    critical = draw_critical(inputs.critical, _DRAWS, generator)
+    times = draw_times(ways, inputs.throughput, critical, generator)
+    best = np.where(fits, times, np.inf).min(axis=1)
+    return _Weighed(ways, fits, times, times / best[:, None], float(np.median(critical)))
+
+
+def _choose(weighed: _Weighed) -> tuple[int, list[int]]:
+    """Return the index of the choice, and the round sizes that cannot be told from it."""
+    ways = weighed.ways
+    expected = np.where(weighed.fits, weighed.regret.mean(axis=0), np.inf)
     ties = [i for i in range(len(ways)) if expected[i] <= (1 + TIE) * expected.min()]
-    # Powers of two are the round sizes here; a micro-batch of its own comes before accumulation.
+    # Powers of two are the round sizes here; one pass comes before accumulation.
     chosen = min(
         ties,
         key=lambda i: (
             ways[i].accumulation_steps > 1,
-            ways[i].batch_size.bit_count() > 1,
+            not _is_round(ways[i]),
             ways[i].batch_size,
         ),
     )
-    return chosen, [ways[i].batch_size for i in ties if ways[i].batch_size.bit_count() == 1]
+    return chosen, [ways[i].batch_size for i in ties if i == chosen or _is_round(ways[i])]
 
 
-def _share_near(regret: Floats) -> Floats:
-    """In what share of the draws each way is within 5 % of the best, shape [ways]."""
-    return (regret <= 1 + TIE).mean(axis=0)
+def _is_round(way: Way) -> bool:
+    return way.batch_size.bit_count() == 1
 
 
-def _way(ways: tuple[Way, ...], batch_size: int) -> Way:
-    return next(way for way in ways if way.batch_size == batch_size)
+def _near_best(weighed: _Weighed, chosen: int) -> tuple[int, int]:
+    """Smallest and largest size within 5 % of the best in at least half of the draws."""
+    share = (weighed.regret <= 1 + TIE).mean(axis=0)
+    near = [
+        way.batch_size
+        for i, way in enumerate(weighed.ways)
+        if weighed.fits[i] and (share[i] >= 0.5 or i == chosen)
+    ]
+    return min(near), max(near)
 
 
-def _candidates(
-    ways: tuple[Way, ...], throughput: ThroughputProfile, critical: float, devices: int
-) -> tuple[Candidate, ...]:
+def _candidates(weighed: _Weighed, throughput: ThroughputProfile) -> tuple[Candidate, ...]:
+    ways = weighed.ways
     seconds = step_seconds(throughput, [way.micro_batch_size for way in ways])
     seconds = seconds * np.array([way.accumulation_steps for way in ways])
-    steps = np.array([1 + critical / way.batch_size for way in ways])
-    times = steps * seconds
-    best = min(time for time, way in zip(times, ways, strict=True) if way.fits)
+    steps = np.array([1 + weighed.critical / way.batch_size for way in ways])
+    relative = steps * seconds / (steps * seconds)[weighed.fits].min()
     return tuple(
         Candidate(
             batch_size=way.batch_size,
@@ -250,9 +273,9 @@ def _candidates(
             accumulation_steps=way.accumulation_steps,
             step_seconds=float(seconds[i]),
             relative_steps=float(steps[i]),
-            relative_time=float(times[i] / best),
+            relative_time=float(relative[i]),
             # Every candidate uses the same devices, so device-hours are proportional to time.
-            relative_cost=float(times[i] * devices / (best * devices)),
+            relative_cost=float(relative[i]),
             fits=way.fits,
         )
         for i, way in enumerate(ways)
@@ -260,14 +283,15 @@ def _candidates(
 
 
 def _against_current(
-    facts: TaskFacts | None, ways: tuple[Way, ...], times: Floats, chosen: int, regret: Floats
-) -> tuple[Current | None, tuple[float | None, float | None, float | None]]:
-    sizes = [way.batch_size for way in ways]
-    if facts is None or facts.batch_size not in sizes:
-        return None, (None, None, None)
-    ratio = times[:, sizes.index(facts.batch_size)] / times[:, chosen]
+    facts: TaskFacts | None, weighed: _Weighed, chosen: int
+) -> tuple[Current | None, Speedup]:
+    sizes = [way.batch_size for way in weighed.ways]
+    if facts is None or facts.batch_size is None or facts.batch_size not in sizes:
+        return None, Speedup(None, None, None)
+    ratio = weighed.times[:, sizes.index(facts.batch_size)] / weighed.times[:, chosen]
     low, middle, high = (float(q) for q in np.quantile(ratio, [0.025, 0.5, 0.975]))
-    return Current(batch_size=facts.batch_size, relative_time=middle), (middle, low, high)
+    current = Current(batch_size=facts.batch_size, relative_time=middle)
+    return current, Speedup(middle, low, high)
 
 
 def _learning_rate(inputs: _Inputs, batch_size: int) -> tuple[float | None, str]:

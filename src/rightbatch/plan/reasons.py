@@ -1,5 +1,7 @@
 """Why a plan is what it is, in plain words."""
 
+from dataclasses import dataclass
+
 from rightbatch._format import (
     format_count,
     format_interval,
@@ -16,6 +18,16 @@ from rightbatch.results import (
     ThroughputProfile,
 )
 
+
+@dataclass(frozen=True, slots=True)
+class Speedup:
+    """Time at today's batch size over planned time; all ``None`` where today's is unknown."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
 _BINDING = 1.05  # the first size that does not fit would be this much faster: say so
 
 
@@ -28,7 +40,7 @@ def explain(
     throughput: ThroughputProfile,
     memory: MemoryProfile | None,
     current: int | None,
-    speedup: tuple[float | None, float | None, float | None],
+    speedup: Speedup,
     rate_source: str,
     devices: int,
     objective: str,
@@ -39,8 +51,9 @@ def explain(
     reasons = [
         *_statistics(critical),
         _hardware(throughput),
-        f"At {chosen.batch_size}, {format_number(row.relative_steps)}x the fewest possible steps at "
-        f"{format_seconds(row.step_seconds)} a step is the least time to the same loss.",
+        f"Batch size {chosen.batch_size} takes {format_number(row.relative_steps)}x the fewest "
+        f"possible steps, at {format_seconds(row.step_seconds)} a step: the least time, or within "
+        "5 % of it.",
     ]
     others = [size for size in tied if size != chosen.batch_size]
     if others:
@@ -76,7 +89,7 @@ def _statistics(critical: CriticalBatchSize) -> list[str]:
     if critical.status is Status.AT_LEAST:
         return [f"The critical batch size is {size}: larger batches may pay more than shown here."]
     return [
-        f"The critical batch size is {size} examples: below it a larger batch saves steps almost in "
+        f"The critical batch size is {size}: below it a larger batch saves steps almost in "
         "proportion, above it hardly any."
     ]
 
@@ -86,7 +99,8 @@ def _hardware(throughput: ThroughputProfile) -> str:
     beta = format_seconds(throughput.beta_seconds_per_example)
     words = f"A step costs {alpha} plus {beta} per example"
     if throughput.half_batch_size is not None:
-        words += f", so half the peak speed is reached at {format_count(round(throughput.half_batch_size))}"
+        half = format_count(round(throughput.half_batch_size))
+        words += f", so half the peak speed is reached at {half}"
     if throughput.bottleneck == "loading":
         words += ". Loading is the bottleneck: more workers would help more than any batch size"
     return words + "."
@@ -102,10 +116,8 @@ def _memory(memory: MemoryProfile | None, candidates: tuple[Candidate, ...]) -> 
     ]
 
 
-def _against_today(
-    current: int | None, chosen: int, speedup: tuple[float | None, float | None, float | None]
-) -> list[str]:
-    ratio, low, high = speedup
+def _against_today(current: int | None, chosen: int, speedup: Speedup) -> list[str]:
+    ratio, low, high = speedup.value, speedup.low, speedup.high
     if current is None or ratio is None or low is None or high is None:
         return []
     if current == chosen:
@@ -113,13 +125,12 @@ def _against_today(
     interval = format_interval(ratio, low, high, number=format_ratio)
     verdict = "" if low > 1 else ", so it may be no faster than today"
     return [
-        f"Against today's {current}, with the rate tuned for each, it is {interval} as fast{verdict}."
+        f"Against today's {current}, with the rate tuned for each, it is {interval} as fast"
+        f"{verdict}."
     ]
 
 
-def _cost(
-    row: Candidate, devices: int, objective: str, price_per_hour: float | None
-) -> list[str]:
+def _cost(row: Candidate, devices: int, objective: str, price_per_hour: float | None) -> list[str]:
     reasons: list[str] = []
     if objective == "cost":
         reasons.append("With the number of devices fixed, the least cost is the least time.")

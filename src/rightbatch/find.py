@@ -1,0 +1,219 @@
+"""The whole loop: every instrument in turn, then the plan. No arithmetic of its own."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from rightbatch import _codec
+from rightbatch._environment import describe_environment
+from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
+from rightbatch.errors import ResultsError
+from rightbatch.hardware import measure_memory, measure_throughput
+from rightbatch.lr import race, range_test
+from rightbatch.noise import measure_noise, track_noise
+from rightbatch.plan import critical_batch_size, plan
+from rightbatch.report import render_html, render_text
+from rightbatch.results import Plan, Results, Status, ThroughputProfile
+from rightbatch.task import Task
+
+T = TypeVar("T")
+
+# Shares of the time budget, in the order they are spent; what one part leaves, the next ones get.
+SHARES = {
+    "memory": 0.08,
+    "throughput": 0.20,
+    "noise": 0.06,
+    "track": 0.34,
+    "learning_rate": 0.10,
+    "race": 0.22,
+}
+_CHEAP = 1.25  # a micro-batch costs at most this factor more per example than the cheapest
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings(Results):
+    """All that was found out about one task, ready to be saved, shown and planned from.
+
+    ``print(findings)`` shows one screen; the parts are attributes: ``findings.plan.batch_size``.
+    """
+
+    def save(self, path: str | Path) -> None:
+        """Write the results file.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Raises:
+            ResultsError: If it cannot be written.
+        """
+        _codec.write(self, path)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the report: one page that needs nothing else.
+
+        Args:
+            path: The file; its folder must exist.
+
+        Raises:
+            ResultsError: If it cannot be written.
+        """
+        try:
+            Path(path).write_text(render_html(self), encoding="utf-8")
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write {str(path)!r}: {error.strerror}. "
+                "Name a folder that you may write to."
+            ) from error
+
+    def __str__(self) -> str:
+        return render_text(self)
+
+
+def load(path: str | Path) -> Findings:
+    """Read a results file.
+
+    Args:
+        path: What `Findings.save` or ``rightbatch find --output DIR`` wrote.
+
+    Returns:
+        The findings, equal to those that were saved.
+
+    Raises:
+        ResultsError: If the file is missing, truncated, of another schema, or holds NaN.
+    """
+    return _codec.read(path, Findings)
+
+
+def find(
+    task: Task,
+    *,
+    objective: str = "time",
+    devices: int = 1,
+    price_per_hour: float | None = None,
+    time_budget_seconds: float = 60.0,
+    seed: int = 0,
+    on_part: Callable[[Findings], None] | None = None,
+    progress: Progress = no_progress,
+    clock: Clock = wall_clock,
+) -> Findings:
+    """Find the batch size and the learning rate to train a task with, on this device.
+
+    Measures memory, throughput, gradient noise (at the present weights, and along a short run at
+    today's settings), and the learning rate at the batch size that comes out; then plans.
+
+    Trap: the short run covers the beginning of training. The noise, and with it the batch size
+    that pays, grows as the loss falls: for a long run measure again from a checkpoint.
+
+    Args:
+        task: What is trained; left bit for bit as it was.
+        objective: "time" or "cost".
+        devices: Devices that will share a batch.
+        price_per_hour: Of one device.
+        time_budget_seconds: For everything together.
+        seed: Of every draw.
+        on_part: Called with all findings so far after each part, so that an interrupted run
+            loses nothing.
+        progress: Called with (fraction done, what is being done).
+        clock: Monotonic seconds.
+
+    Returns:
+        All results and the plan.
+
+    Raises:
+        TaskError: If the task cannot be measured.
+        ValueError: If an option is out of range, or no batch size fits.
+    """
+    if not time_budget_seconds > 0:
+        raise ValueError(
+            f"`time_budget_seconds` must be positive, got {time_budget_seconds}. "
+            "A minute is enough for most tasks."
+        )
+    run = _Run(task, Deadline(time_budget_seconds, clock), seed, on_part, progress)
+    memory = run.part("memory", measure_memory)
+    cap = memory.max_verified_batch_size or None
+    if memory.status is Status.NOTHING_FITS:
+        return run.findings
+    throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
+    micro = cheap_micro_batch_size(throughput, task.default_batch_size)
+    run.part("noise", measure_noise, micro_batch_size=micro)
+    run.part("track", track_noise, micro_batch_size=micro)
+    options: dict[str, Any] = {
+        "objective": objective,
+        "devices": devices,
+        "price_per_hour": price_per_hour,
+    }
+    provisional = plan(run.findings, **options)
+    run.learning_rate(provisional)
+    final_plan = plan(run.findings, **options)
+    critical = critical_batch_size(run.findings.noise, run.findings.track)
+    return run.keep(plan=final_plan, critical_batch_size=critical)
+
+
+def cheap_micro_batch_size(throughput: ThroughputProfile, batch_size: int) -> int:
+    """Smallest measured size that is nearly as cheap per example as the cheapest.
+
+    Small micro-batches tell more about the noise, as long as they cost no more.
+
+    Args:
+        throughput: Seconds per step.
+        batch_size: Today's; never exceeded.
+
+    Returns:
+        Examples per micro-batch.
+    """
+    usable = [p for p in throughput.points if p.batch_size <= batch_size] or [throughput.points[0]]
+    costs = {p.batch_size: p.total_seconds / p.batch_size for p in usable}
+    return min(size for size, cost in costs.items() if cost <= _CHEAP * min(costs.values()))
+
+
+@final
+class _Run:
+    """Spends one time budget on the parts in turn, and keeps what they found."""
+
+    def __init__(
+        self,
+        task: Task,
+        deadline: Deadline,
+        seed: int,
+        on_part: Callable[[Findings], None] | None,
+        progress: Progress,
+    ) -> None:
+        self._task, self._deadline, self._seed = task, deadline, seed
+        self._on_part, self._progress = on_part, progress
+        self._left = dict(SHARES)
+        self.findings = Findings(
+            task=task.facts(), environment=describe_environment(task.device), seconds={}
+        )
+
+    def part(self, name: str, instrument: Callable[..., T], **options: Any) -> T:
+        """Run one instrument on its share of the time that is left."""
+        before = 1 - sum(self._left.values())
+        share = self._left.pop(name)
+        budget = self._deadline.remaining_seconds() * share / (share + sum(self._left.values()))
+        begun = self._deadline.elapsed_seconds()
+        result = instrument(
+            self._task,
+            time_budget_seconds=max(budget, 0.1),
+            seed=self._seed,
+            progress=lambda fraction, note: self._progress(before + share * fraction, note),
+            clock=self._deadline.clock,
+            **options,
+        )
+        took = self._deadline.elapsed_seconds() - begun
+        self.keep(**{name: result}, seconds={**self.findings.seconds, name: took})
+        return result
+
+    def learning_rate(self, provisional: Plan) -> None:
+        """Range test, then race, at the batch size that one device sees in one pass."""
+        size = provisional.micro_batch_size
+        curve = self.part("learning_rate", range_test, batch_size=size)
+        self.part("race", race, batch_size=size, centre=curve.suggestion, upper=curve.edge)
+
+    def keep(self, **parts: Any) -> Findings:
+        """Add parts to the findings and tell who listens."""
+        self.findings = replace(self.findings, **parts)
+        if self._on_part is not None:
+            self._on_part(self.findings)
+        return self.findings
