@@ -48,5 +48,5 @@ def test_fewer_degrees_of_freedom_widen_the_interval() -> None:
 
 
 def test_a_negative_variance_is_refused() -> None:
-    with pytest.raises(ValueError, match="var_denominator=-1.0"):
+    with pytest.raises(ValueError, match=r"var_denominator=-1\.0"):
         fieller_interval(1.0, 1.0, var_numerator=0.0, var_denominator=-1.0)

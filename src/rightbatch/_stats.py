@@ -2,7 +2,7 @@
 
 import math
 
-from scipy import stats
+from scipy.special import stdtrit
 
 
 def fieller_interval(
@@ -55,7 +55,7 @@ def fieller_interval(
             f"variances must not be negative, got var_numerator={var_numerator}, "
             f"var_denominator={var_denominator}. Estimate them from at least two repeats."
         )
-    quantile = float(stats.t.ppf(0.5 + level / 2, degrees))
+    quantile = float(stdtrit(degrees, 0.5 + level / 2))  # Student's t
     z2 = quantile**2
     # The accepted ratios solve  square * R^2 - 2 * cross * R + constant <= 0.
     square = denominator**2 - z2 * var_denominator

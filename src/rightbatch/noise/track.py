@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rightbatch._stats import fieller_interval
@@ -26,6 +25,7 @@ from rightbatch.results import NoisePoint, NoiseTrack, Status
 from rightbatch.task import Task
 
 _DEFAULT_STEPS = 200
+_DIVERGED = 1e6  # a loss so many times the first (or NaN) is beyond recovery
 _TRAINING_SHARE = 0.5  # of a time budget; the rest goes to the probes
 _LEAST_LOG_LOSS_RANGE = 0.05  # below it a slope against the loss is noise
 _TREND_POINTS = 3  # the fewest that tell a trend from a line through two points
@@ -94,7 +94,7 @@ def track_noise(
         Deadline(time_budget_seconds or math.inf, clock),
     )
     taken: list[_Probe] = []
-    finite = True
+    healthy = True
 
     def probe() -> None:
         with task.preserved():  # gradients, BatchNorm's averages, random states
@@ -112,13 +112,15 @@ def track_noise(
         probe()
         batches = task.batches(size, seed=seed)
         for stop in (2.0 ** (i - probes + 1) for i in range(1, probes)):
-            finite = _train_until(task, batches, stop, limit, clock, progress)
-            if not finite:
+            healthy = _train_until(
+                task, batches, stop, limit, taken[0].loss, clock=clock, progress=progress
+            )
+            if not healthy:
                 break
             if limit.step > taken[-1].step:
                 probe()
     learning_rate = float(task.optimizer.param_groups[0]["lr"])
-    return _summarize(taken, size, learning_rate, diverged=not finite)
+    return _summarize(taken, size, learning_rate, diverged=not healthy)
 
 
 @dataclass(slots=True)
@@ -159,10 +161,12 @@ def _train_until(
     batches: Iterator[Any],
     stop: float,
     limit: _Limit,
+    first_loss: float,
+    *,
     clock: Clock,
     progress: Progress,
 ) -> bool:
-    """Train up to a position of the run; return whether the loss stayed finite."""
+    """Train up to a position of the run; return whether it has not diverged."""
     begin = clock()
     loss: Tensor | None = None
     while limit.position(clock() - begin) < stop:
@@ -170,8 +174,8 @@ def _train_until(
         limit.step += 1
         progress(limit.fraction(), "following the noise along training")
     limit.trained_seconds += clock() - begin
-    # One look per stretch: each look waits for the device, and NaN never heals.
-    return loss is None or bool(torch.isfinite(loss))
+    # One look per stretch: each look waits for the device, and a run that diverged never heals.
+    return loss is None or bool(abs(loss) <= _DIVERGED * max(abs(first_loss), 1e-30))
 
 
 def _summarize(

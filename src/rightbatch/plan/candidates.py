@@ -93,7 +93,8 @@ def draw_critical(
     z = generator.standard_normal(draws)
     down = np.log(critical.value / min(low, critical.value)) / (_NORMAL_95 / 2)
     up = np.log(max(critical.high, critical.value) / critical.value) / (_NORMAL_95 / 2)
-    return critical.value * np.exp(z * np.where(z < 0, down, up))
+    spread: Floats = np.where(z < 0, down, up)
+    return critical.value * np.exp(z * spread)
 
 
 def draw_times(
@@ -112,12 +113,16 @@ def draw_times(
     """
     sizes = np.array([point.batch_size for point in throughput.points], dtype=float)
     totals = np.array([point.total_seconds for point in throughput.points])
-    spread = [np.log(max(p.high / p.low, 1.0)) if p.low > 0 else 0.0 for p in throughput.points]
+    spread = np.array(
+        [np.log(max(p.high / p.low, 1.0)) if p.low > 0 else 0.0 for p in throughput.points]
+    )
     errors = generator.standard_normal((len(critical), len(sizes))) * spread / _NORMAL_95
     micros = np.array([way.micro_batch_size for way in ways], dtype=float)
     accumulation = np.array([way.accumulation_steps for way in ways], dtype=float)
     batches = np.array([way.batch_size for way in ways], dtype=float)
-    seconds = np.stack([np.interp(micros, sizes, row) for row in totals * np.exp(errors)])
+    # Interpolation is linear in the measured times, so it is a matrix: shape [points, ways].
+    basis: list[Floats] = [np.interp(micros, sizes, unit) for unit in np.eye(len(sizes))]
+    seconds: Floats = (totals * np.exp(errors)) @ np.array(basis)
     return (1 + critical[:, None] / batches) * seconds * accumulation
 
 

@@ -78,7 +78,8 @@ def plan(
         ValueError: If a needed result is missing, or an option is out of range.
 
     Example:
-        A step costs 1 ms + 1 ms per example, B_c = 64: the optimum is sqrt(1 * 64) = 8.
+        A step costs 1 ms + 1 ms per example, B_c = 64: the optimum is sqrt(1 * 64) = 8, with
+        time (1 + 64/8) * 9 = 81. Batch size 4 takes (1 + 64/4) * 5 = 85: a tie, and smaller.
 
         >>> from rightbatch.results import ThroughputPoint
         >>> points = tuple(
@@ -91,7 +92,7 @@ def plan(
         >>> critical = CriticalBatchSize(value=64.0, low=64.0, high=64.0, source="sweep",
         ...                              status=Status.OK)
         >>> plan(throughput, critical).batch_size
-        8
+        4
 
     References:
         McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.3: time and steps.

@@ -1,0 +1,297 @@
+"""Oracles: the closed form sqrt(half x B_c), and brute force over the grid (rungs 1 and 2)."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rightbatch.plan import critical_batch_size, plan
+from rightbatch.plan.critical import MODEL_LOG_SD
+from rightbatch.results import (
+    CriticalBatchSize,
+    LRCurve,
+    LRRace,
+    MemoryProfile,
+    NoiseScale,
+    NoiseTrack,
+    Plan,
+    RaceEntry,
+    Results,
+    Status,
+    TaskFacts,
+    ThroughputPoint,
+    ThroughputProfile,
+)
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+def throughput(
+    alpha: float = 0.01, beta: float = 0.001, sizes: tuple[int, ...] = SIZES, spread: float = 0.0
+) -> ThroughputProfile:
+    points = tuple(
+        ThroughputPoint(
+            batch_size=b,
+            step_seconds=t,
+            low=t * (1 - spread),
+            high=t * (1 + spread),
+            load_seconds=0.0,
+            total_seconds=t,
+        )
+        for b in sizes
+        for t in [alpha + beta * b]
+    )
+    return ThroughputProfile(
+        points=points,
+        alpha_seconds=alpha,
+        beta_seconds_per_example=beta,
+        half_batch_size=alpha / beta,
+        bottleneck="compute",
+        status=Status.OK,
+    )
+
+
+def critical(
+    value: float | None = 160.0, low: float | None = None, high: float | None = -1.0
+) -> CriticalBatchSize:
+    return CriticalBatchSize(
+        value=value,
+        low=(value or 1.0) if low is None else low,
+        high=value if high == -1.0 else high,
+        source="noise",
+        status=Status.OK,
+    )
+
+
+def facts(**changes: object) -> TaskFacts:
+    values: dict[str, object] = {
+        "name": "made up",
+        "parameters": 10,
+        "examples": 50_000,
+        "batch_size": 16,
+        "learning_rate": 0.1,
+        "optimizer": "SGD",
+        "hyperparameters": {"lr": 0.1, "momentum": 0.9},
+    }
+    return TaskFacts(**(values | changes))  # type: ignore[arg-type]
+
+
+def memory(largest: int) -> MemoryProfile:
+    return MemoryProfile(
+        max_verified_batch_size=largest,
+        upper_bound=largest,
+        budget_bytes=10,
+        points=(),
+        status=Status.OK,
+    )
+
+
+@given(
+    half=st.sampled_from([2.0, 10.0, 50.0, 300.0]), ratio=st.sampled_from([0.25, 1.0, 4.0, 20.0])
+)
+def test_the_choice_is_near_the_closed_form(half: float, ratio: float) -> None:
+    """b* = sqrt(half x B_c), rounded down to the smallest power of two within 5 %."""
+    made = plan(throughput(alpha=0.001 * half), critical(half * ratio))
+    best = min(max(math.sqrt(half * half * ratio), 1), 1024)
+
+    def time(b: float) -> float:
+        return (1 + half * ratio / b) * (half + b)
+
+    assert time(made.batch_size) <= 1.13 * time(best)  # a power of two costs up to 6 %, a tie 5 %
+    assert made.batch_size.bit_count() == 1
+
+
+@pytest.mark.parametrize("value", [3.0, 40.0, 160.0, 5000.0])
+def test_the_choice_is_the_smallest_power_of_two_within_five_percent(value: float) -> None:
+    made = plan(throughput(), critical(value))
+    times = {b: (1 + value / b) * (0.01 + 0.001 * b) for b in SIZES}
+    near = [b for b, t in times.items() if t <= 1.05 * min(times.values())]
+    assert made.batch_size == min(near)
+    assert {c.batch_size: c.relative_time for c in made.candidates if c.batch_size in times} == (
+        pytest.approx({b: t / min(times.values()) for b, t in times.items()}, rel=1e-9)
+    )
+
+
+def test_ties_are_said_and_the_smaller_is_taken() -> None:
+    made = plan(throughput(), critical(160.0))  # b* = 40: 32 and 64 are equal in time
+    assert made.batch_size == 32
+    assert made.status is Status.TIE
+    assert any("Cannot distinguish 32 from 64" in reason for reason in made.reasons)
+
+
+def test_memory_caps_the_choice_and_says_so() -> None:
+    made = plan(throughput(), critical(5000.0), memory(64))
+    assert made.micro_batch_size <= 64
+    assert not any(c.fits for c in made.candidates if c.micro_batch_size > 64)
+    # Accumulation still reaches larger batches.
+    assert made.batch_size == made.micro_batch_size * made.accumulation_steps * made.devices
+
+
+def test_accumulation_is_chosen_only_where_memory_asks_for_it() -> None:
+    loose = plan(throughput(), critical(5000.0))
+    tight = plan(throughput(sizes=SIZES[:3]), critical(5000.0), memory(4))
+    assert loose.accumulation_steps == 1
+    assert tight.micro_batch_size == 4
+    # alpha is paid in every pass: accumulation trades it for nothing, so the time is as at 4.
+    assert tight.batch_size % 4 == 0
+
+
+def test_no_size_beyond_the_data_set() -> None:
+    made = plan(throughput(), critical(1e6), facts(examples=100, batch_size=16))
+    assert max(c.batch_size for c in made.candidates) <= 100
+
+
+def test_nothing_that_fits_is_an_error_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match=r"at most 0 examples do and the smallest size that was"):
+        plan(throughput(), critical(), memory(0))
+
+
+def test_devices_multiply_the_batch() -> None:
+    made = plan(throughput(), critical(5000.0), facts(), devices=4)
+    assert made.batch_size == 4 * made.micro_batch_size * made.accumulation_steps
+    assert all(c.batch_size % 4 == 0 for c in made.candidates)
+    assert any("communication was not measured" in reason for reason in made.reasons)
+
+
+def test_today_is_the_baseline_of_the_speed_up() -> None:
+    made = plan(throughput(), critical(5000.0), facts(batch_size=8))
+    expected = ((1 + 5000 / 8) * 0.018) / (
+        (1 + 5000 / made.batch_size) * (0.01 + made.batch_size / 1e3)
+    )
+    assert made.speedup == pytest.approx(expected, rel=1e-6)
+    assert made.speedup_low == pytest.approx(expected, rel=1e-6)
+    assert made.current is not None
+    assert made.current.relative_time == made.speedup
+
+
+def test_doubt_in_the_inputs_widens_the_speed_up_and_the_range() -> None:
+    sure = plan(throughput(), critical(160.0), facts(batch_size=4))
+    unsure = plan(
+        throughput(spread=0.2), critical(160.0, low=20.0, high=1300.0), facts(batch_size=4)
+    )
+    assert unsure.speedup_low < sure.speedup < unsure.speedup_high  # type: ignore[operator]
+    assert unsure.high is not None
+
+
+def test_an_open_interval_leaves_the_range_open() -> None:
+    made = plan(throughput(), critical(None, low=900.0, high=None))
+    assert made.high is None
+    assert made.batch_size >= 64
+
+
+def test_the_race_at_the_chosen_size_decides_the_rate() -> None:
+    race = LRRace(
+        batch_size=32,
+        entries=(RaceEntry(learning_rate=0.3, steps=9, loss=1.0, low=1.0, high=1.0),),
+        suggestion=0.3,
+        low=0.2,
+        high=0.4,
+        status=Status.OK,
+    )
+    made = plan(throughput(), critical(160.0), facts(), race)
+    assert (made.batch_size, made.learning_rate) == (32, 0.3)
+    assert made.hyperparameters == {"lr": 0.3, "momentum": 0.9}
+
+
+def test_without_a_race_the_rate_is_scaled_and_capped_below_the_edge() -> None:
+    curve = LRCurve(
+        batch_size=16, points=(), edge=0.1, suggestion=0.02, low=0.02, high=0.02, status=Status.OK
+    )
+    made = plan(throughput(), critical(5000.0), facts(batch_size=8), curve)
+    assert made.learning_rate == pytest.approx(0.05)
+    assert any("capped at half the edge" in reason for reason in made.reasons)
+
+
+def test_a_plan_is_pure() -> None:
+    inputs = (throughput(spread=0.1), critical(160.0, low=50.0, high=500.0), facts())
+    assert plan(*inputs) == plan(*inputs)
+
+
+def test_whole_results_can_be_planned_from() -> None:
+    results = Results(
+        task=facts(), environment={}, throughput=throughput(), critical_batch_size=critical()
+    )
+    assert plan(results) == plan(throughput(), critical(), facts())
+
+
+def test_a_price_is_turned_into_the_cost_of_examples() -> None:
+    made = plan(throughput(), critical(160.0), objective="cost", price_per_hour=3.6)
+    seconds = (0.01 + 0.032) / 32 * 1e6
+    assert any(f"a million examples cost {seconds * 0.001:.3g}" in r for r in made.reasons)
+    assert made.objective == "cost"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"devices": 0}, "`devices` must be at least 1, got 0"),
+        ({"objective": "joy"}, "'time' or 'cost', got 'joy'"),
+        ({"objective": "energy"}, "needs measured joules"),
+        ({"price_per_hour": -1.0}, "`price_per_hour` must be positive, got -1.0"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(throughput(), critical(), **options)  # type: ignore[arg-type]
+
+
+def test_missing_inputs_are_named() -> None:
+    with pytest.raises(ValueError, match="got no ThroughputProfile"):
+        plan(critical())
+    with pytest.raises(ValueError, match="got no NoiseScale, NoiseTrack or CriticalBatchSize"):
+        plan(throughput())
+
+
+def noise(value: float | None, low: float, high: float | None) -> NoiseScale:
+    return NoiseScale(
+        noise_scale=value,
+        low=low,
+        high=high,
+        grad_sq=1.0,
+        trace_cov=1.0,
+        examples_used=1,
+        geometry="euclidean",
+        loss=1.0,
+        micro_batch_size=1,
+        status=Status.OK if high else Status.AT_LEAST,
+    )
+
+
+def test_the_models_own_error_is_in_the_interval() -> None:
+    found = critical_batch_size(noise(100.0, 100.0, 100.0))
+    assert found is not None
+    assert found.low == pytest.approx(100 * math.exp(-1.96 * MODEL_LOG_SD))
+    assert found.high == pytest.approx(100 * math.exp(1.96 * MODEL_LOG_SD))
+
+
+def test_an_open_end_stays_open() -> None:
+    found = critical_batch_size(noise(100.0, 50.0, None))
+    assert found is not None
+    assert found.high is None
+    assert found.low < 50.0
+    assert found.status is Status.AT_LEAST
+
+
+def test_the_average_over_a_run_comes_before_a_single_point() -> None:
+    track = NoiseTrack(
+        points=(),
+        batch_size=8,
+        learning_rate=0.1,
+        run_average=300.0,
+        low=200.0,
+        high=450.0,
+        trend=None,
+        status=Status.OK,
+    )
+    found = critical_batch_size(noise(100.0, 90.0, 110.0), track)
+    assert found is not None
+    assert found.value == 300.0
+
+
+def test_plans_are_dominated_by_nothing_listed() -> None:
+    made: Plan = plan(throughput(), critical(700.0, low=100.0, high=4900.0), memory(256))
+    fitting = [c for c in made.candidates if c.fits]
+    assert min(c.relative_time for c in fitting) == pytest.approx(1.0)
+    chosen = next(c for c in fitting if c.batch_size == made.batch_size)
+    assert chosen.relative_time <= 1.3
