@@ -124,7 +124,8 @@ class _InitWorker:
 
     def __call__(self, worker_id: int) -> None:
         info = get_worker_info()
-        vars(info)["dataset"] = vars(info)["dataset"].dataset
+        stream: Any = info.dataset  # type: ignore[union-attr]
+        object.__setattr__(info, "dataset", stream.dataset)  # its own __setattr__ refuses
         if self._user_init is not None:
             self._user_init(worker_id)
 
@@ -229,7 +230,7 @@ def examples_in(batch: Any) -> int | None:
         return len(batch) if batch.dim() else None
     if isinstance(batch, Mapping):
         batch = list(batch.values())
-    elif dataclasses.is_dataclass(batch):
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         batch = [getattr(batch, part.name) for part in dataclasses.fields(batch)]
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         counts = (examples_in(part) for part in batch)

@@ -51,7 +51,9 @@ def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
         yield
     finally:
         with _interrupts_held_back(), torch.no_grad(), ExitStack() as stack:
-            for restore in restorers:  # every one of them, whatever another one raises
+            # The last first, so that gradients come after the values whose type they must have;
+            # every one of them, whatever another one raises.
+            for restore in restorers:
                 stack.callback(restore)
 
 
