@@ -1,0 +1,180 @@
+"""Figures of the plan: what each batch size would take, and the two curves that make it so."""
+
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from rightbatch._format import format_count, format_ratio, format_seconds
+from rightbatch.report.canvas import (
+    BATCH_SIZE,
+    CHOICE,
+    FAINT,
+    MEASURED,
+    SECOND,
+    TODAY,
+    batch_axis,
+    canvas,
+    log_axis,
+    log_range,
+    marker,
+    stretch,
+)
+from rightbatch.report.tables import cost_differs, current_candidate, mark
+from rightbatch.results import Candidate, Plan, Results, Status
+
+
+def plan_figure(results: Results) -> go.Figure | None:
+    """Draw relative time, and cost where it differs, against batch size.
+
+    The best way to lay out each batch size makes the line; the choice, the current setting,
+    the range within 5 % of the best and the sizes that do not fit are marked.
+    """
+    plan = _drawable(results)
+    if plan is None:
+        return None
+    figure = canvas(height=420)
+    sizes = [c.batch_size for c in plan.candidates]
+    values = [c.relative_time for c in plan.candidates]
+    costs = cost_differs(plan)
+    if costs:
+        values += [c.relative_cost for c in plan.candidates]
+    if plan.current is not None:
+        sizes.append(plan.current.batch_size)
+        values.append(_current_time(plan))
+    figure.update_layout(
+        showlegend=True,
+        xaxis=batch_axis(BATCH_SIZE, sizes),
+        yaxis=log_axis("time to the same loss, over the best", [*values, 1.0], format_ratio),
+    )
+    _shade_width(figure, plan, sizes)
+    best = frontier(plan)
+    figure.add_trace(_line(best, [c.relative_time for c in best], "time", MEASURED, "solid"))
+    if costs:
+        figure.add_trace(_line(best, [c.relative_cost for c in best], "cost", SECOND, "dash"))
+    others = [c for c in plan.candidates if c.fits and not any(c is kept for kept in best)]
+    _points(figure, plan, others, "other layouts", marker(MEASURED, size=6, hollow=True))
+    impossible = [c for c in plan.candidates if not c.fits]
+    _points(figure, plan, impossible, "does not fit", marker(FAINT, "x", 9))
+    _mark_current(figure, plan)
+    chosen = [c for c in plan.candidates if mark(c, plan) == "choice"]
+    _points(figure, plan, chosen, "recommended", marker(CHOICE, "diamond", 15))
+    return figure
+
+
+def frontier(plan: Plan) -> list[Candidate]:
+    """Keep the fastest layout that fits of each batch size, ascending in batch size."""
+    best: dict[int, Candidate] = {}
+    for candidate in plan.candidates:
+        rival = best.get(candidate.batch_size)
+        if candidate.fits and (rival is None or candidate.relative_time < rival.relative_time):
+            best[candidate.batch_size] = candidate
+    return [best[size] for size in sorted(best)]
+
+
+def _drawable(results: Results) -> Plan | None:
+    plan = results.plan
+    if plan is None or plan.status is Status.NOTHING_FITS or not plan.candidates:
+        return None
+    return plan
+
+
+def _shade_width(figure: go.Figure, plan: Plan, sizes: Sequence[int]) -> None:
+    right = plan.high if plan.high is not None else 10 ** log_range(sizes, margin=0.06)[1]
+    if right > plan.low:
+        stretch(figure, plan.low, right, color=CHOICE)
+
+
+def _line(
+    candidates: Sequence[Candidate], values: Sequence[float], name: str, color: str, dash: str
+) -> go.Scatter:
+    return go.Scatter(
+        x=[c.batch_size for c in candidates],
+        y=list(values),
+        mode="lines+markers",
+        name=name,
+        line={"color": color, "width": 2.2, "dash": dash},
+        marker=marker(color, size=6),
+        text=[_words(c) for c in candidates],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _points(
+    figure: go.Figure,
+    plan: Plan,
+    candidates: Sequence[Candidate],
+    name: str,
+    look: dict[str, object],
+) -> None:
+    if not candidates:
+        return
+    figure.add_trace(
+        go.Scatter(
+            x=[c.batch_size for c in candidates],
+            y=[c.relative_time for c in candidates],
+            mode="markers",
+            name=name,
+            marker=look,
+            text=[f"<b>{name}</b><br>{_words(c)}" for c in candidates],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+
+
+def _mark_current(figure: go.Figure, plan: Plan) -> None:
+    """The current setting may not be among the candidates: it has numbers of its own."""
+    if plan.current is None or plan.current.batch_size == plan.batch_size:
+        return
+    candidate = current_candidate(plan)
+    time = _current_time(plan)
+    words = _words(candidate) if candidate else f"time {format_ratio(time)}"
+    figure.add_trace(
+        go.Scatter(
+            x=[plan.current.batch_size],
+            y=[time],
+            mode="markers",
+            name="today",
+            marker=marker(TODAY, "square", 12),
+            text=[f"<b>today, {format_count(plan.current.batch_size)} examples</b><br>{words}"],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+
+
+def _current_time(plan: Plan) -> float:
+    """The current setting's time on the candidates' scale: `Current` is over the plan's time."""
+    assert plan.current is not None
+    chosen = [c.relative_time for c in plan.candidates if mark(c, plan) == "choice"]
+    return plan.current.relative_time * (chosen[0] if chosen else 1.0)
+
+
+def _words(candidate: Candidate) -> str:
+    layout = f"{format_count(candidate.batch_size)} examples"
+    if candidate.accumulation_steps > 1:
+        layout += f", {candidate.accumulation_steps} accumulation steps"
+    return (
+        f"{layout}<br>time {format_ratio(candidate.relative_time)}, "
+        f"cost {format_ratio(candidate.relative_cost)} of the best<br>"
+        f"steps {format_ratio(candidate.relative_steps)} of the fewest, "
+        f"{format_seconds(candidate.step_seconds)} each"
+    )
+
+
+def trade_off_figure(results: Results) -> go.Figure | None:
+    """Draw what the plan multiplies: steps needed fall with the batch size, a step's time grows."""
+    plan = _drawable(results)
+    best = frontier(plan) if plan is not None else []
+    if len(best) < 2:
+        return None
+    figure = canvas(height=340)
+    shortest = min(c.step_seconds for c in best)
+    steps = [c.relative_steps for c in best]
+    seconds = [c.step_seconds / shortest for c in best]
+    figure.update_layout(
+        showlegend=True,
+        xaxis=batch_axis(BATCH_SIZE, [c.batch_size for c in best]),
+        yaxis=log_axis("over the least of each", [*steps, *seconds, 1.0], format_ratio),
+    )
+    figure.add_trace(_line(best, steps, "steps needed", MEASURED, "solid"))
+    figure.add_trace(_line(best, seconds, "time of one step", SECOND, "dash"))
+    return figure

@@ -1,0 +1,301 @@
+"""Results as sentences: what every face of the report says, in one place.
+
+The text and the page arrange these; neither words a number of its own. All functions are
+pure, and say "unknown" or nothing rather than guess where a part was not measured.
+"""
+
+import re
+from dataclasses import dataclass
+
+from rightbatch._format import (
+    format_bytes,
+    format_count,
+    format_interval,
+    format_learning_rate,
+    format_number,
+    format_ratio,
+    format_seconds,
+)
+from rightbatch.results import (
+    CriticalBatchSize,
+    LRCurve,
+    LRRace,
+    MemoryProfile,
+    NoiseScale,
+    NoiseTrack,
+    Plan,
+    Results,
+    Status,
+    ThroughputProfile,
+)
+
+# The instruments, in the order in which a reader meets them, and the parts each one fills.
+INSTRUMENTS = {
+    "memory": ("memory",),
+    "throughput": ("throughput",),
+    "noise": ("noise", "track", "critical_batch_size"),
+    "learning_rate": ("learning_rate", "race"),
+}
+OUTCOMES = {
+    "ok": "fits",
+    "over_budget": "over the budget",
+    "oom": "out of memory",
+    "limit": "over a limit of the system",
+    "slow": "too slow to finish",
+}
+NO_BREAK = "\u00a0"
+_NUMBER_AND_UNIT = re.compile(r"(\d) (?=%|(?:[mun]?s|min|h|d|x|[KMGTP]?i?B)\b)")
+_BOTTLENECKS = {
+    "compute": "limited by computing",
+    "overhead": "limited by overhead",
+    "loading": "limited by loading",
+    "mixed": "no single limit",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that was measured, as a sentence, and what to doubt about it."""
+
+    part: str  # attribute of `Results`
+    label: str
+    text: str  # without a full stop
+    doubt: str | None  # a sentence; None: measured as well as was asked for
+    status: Status
+
+
+def measured(results: Results) -> tuple[str, ...]:
+    """Name the instruments that left something in the results, in reading order."""
+    return tuple(
+        name
+        for name, parts in INSTRUMENTS.items()
+        if any(getattr(results, part) is not None for part in parts)
+    )
+
+
+def subject(results: Results) -> str:
+    """Describe the task in one line, without its name."""
+    task = results.task
+    words = [f"{format_count(task.parameters)} parameters"]
+    if task.examples is not None:
+        words.append(f"{format_count(task.examples)} examples")
+    words.append(task.optimizer)
+    if "device" in results.environment:
+        words.append(f"on {results.environment['device']}")
+    return ", ".join(words)
+
+
+def headline(results: Results) -> str | None:
+    """Say in one sentence what to train with, or why nothing can be said.
+
+    ``None`` for the results of a single instrument: its finding is the headline.
+    """
+    plan = results.plan
+    memory = results.memory
+    nothing_fits = memory is not None and memory.status is Status.NOTHING_FITS
+    if nothing_fits or (plan is not None and plan.status is Status.NOTHING_FITS):
+        budget = f" of {format_bytes(memory.budget_bytes)}" if memory else ""
+        return f"Nothing to recommend: not even one example fits in the memory budget{budget}."
+    if plan is not None:
+        return _recommendation(plan)
+    parts = measured(results)
+    if not parts:
+        return "Nothing was measured."
+    if len(parts) == 1:
+        return None
+    lacking = [name for name in INSTRUMENTS if name not in parts and name != "learning_rate"]
+    if lacking:
+        return f"No recommendation yet: {' and '.join(lacking)} not measured."
+    return "No recommendation: what was measured does not settle it."
+
+
+def _recommendation(plan: Plan) -> str:
+    keep = plan.current is not None and plan.current.batch_size == plan.batch_size
+    size = f"{'Keep' if keep else 'Train with'} batch size {format_count(plan.batch_size)}"
+    if plan.learning_rate is None:
+        return f"{size}."
+    joint = ", with" if keep else " and"
+    return f"{size}{joint} learning rate {format_learning_rate(plan.learning_rate)}."
+
+
+def details(plan: Plan) -> tuple[str, ...]:
+    """Say what the recommendation brings, how wide it is, and how to lay it out."""
+    cost = "Chosen for the least cost." if plan.objective == "cost" else None
+    sentences = (_gain(plan), cost, _width(plan), _arrangement(plan), _without_rate(plan))
+    # A tie is what the width just said, and the reasons say between which sizes.
+    doubt = None if plan.status in (Status.OK, Status.TIE) else plan.status.sentence
+    return tuple(s for s in (*sentences, doubt) if s)
+
+
+def _gain(plan: Plan) -> str | None:
+    if plan.current is None or plan.speedup is None:
+        return None
+    if plan.current.batch_size == plan.batch_size:
+        return "It is what you train with today."
+    ratio = format_interval(plan.speedup, plan.speedup_low, plan.speedup_high, number=format_ratio)
+    today = f"today's batch size {format_count(plan.current.batch_size)}"
+    sentence = f"Expect {ratio} the speed of {today}, to the same loss"
+    unsure = plan.speedup_low is not None and plan.speedup_low <= 1
+    return f"{sentence}; it may be no gain at all." if unsure else f"{sentence}."
+
+
+def _width(plan: Plan) -> str | None:
+    if plan.high is None:
+        return f"Any batch size from {format_count(plan.low)} on may be within 5 % of the best."
+    if plan.low >= plan.high:
+        return None
+    ends = f"{format_count(plan.low)} to {format_count(plan.high)}"
+    return f"Batch sizes from {ends} are within 5 % of the best."
+
+
+def _arrangement(plan: Plan) -> str | None:
+    if plan.accumulation_steps == 1 and plan.devices == 1:
+        return None
+    return f"Lay it out as {arrangement_words(plan.micro_batch_size, plan)}."
+
+
+def arrangement_words(micro_batch_size: int, plan: Plan) -> str:
+    """Say how a batch is put together from micro-batches."""
+    words = f"{format_count(micro_batch_size)} examples at a time"
+    if plan.accumulation_steps > 1:
+        words += f" x {plan.accumulation_steps} accumulation steps"
+    if plan.devices > 1:
+        words += f" x {plan.devices} devices"
+    return words
+
+
+def _without_rate(plan: Plan) -> str | None:
+    if plan.learning_rate is not None:
+        return None
+    return "No learning rate was found for it: tune it at this batch size."
+
+
+def findings(results: Results) -> tuple[Finding, ...]:
+    """Say what each instrument found, one sentence each, in reading order."""
+    found: list[Finding] = []
+
+    def add(part: str, label: str, text: str, status: Status) -> None:
+        # The critical batch size says where it is from, and memory that nothing fits: once will do.
+        said = status is Status.ASSUMED and part == "critical_batch_size"
+        said = said or status in (Status.OK, Status.NOTHING_FITS)
+        doubt = None if said else status.sentence
+        found.append(Finding(part=part, label=label, text=text, doubt=doubt, status=status))
+
+    if results.memory is not None:
+        add("memory", "Memory", _memory(results.memory), results.memory.status)
+    if results.throughput is not None:
+        throughput = results.throughput
+        add("throughput", "Throughput", _throughput(throughput), throughput.status)
+    if results.noise is not None:
+        add("noise", "Noise scale", _noise(results.noise), results.noise.status)
+    if results.track is not None:
+        add("track", "Noise in a run", _track(results.track), results.track.status)
+    if results.critical_batch_size is not None:
+        critical = results.critical_batch_size
+        add("critical_batch_size", "Critical batch", _critical(critical), critical.status)
+    if results.learning_rate is not None:
+        curve = results.learning_rate
+        add("learning_rate", "Range test", _curve(curve), curve.status)
+    if results.race is not None:
+        add("race", "Learning rate", _race(results.race), results.race.status)
+    return tuple(found)
+
+
+def _memory(memory: MemoryProfile) -> str:
+    budget = format_bytes(memory.budget_bytes)
+    if memory.max_verified_batch_size == 0:
+        return f"not even one example fits in {budget}"
+    text = f"{format_count(memory.max_verified_batch_size)} examples were run within {budget}"
+    if memory.upper_bound is not None:
+        text += f"; more than {format_count(memory.upper_bound)} cannot fit"
+    return text
+
+
+def _throughput(throughput: ThroughputProfile) -> str:
+    cause = _BOTTLENECKS.get(throughput.bottleneck, throughput.bottleneck)
+    if not throughput.points:
+        return cause
+    best = max(throughput.points, key=lambda point: point.batch_size / point.total_seconds)
+    rate = format_number(best.batch_size / best.total_seconds)
+    text = f"{rate} examples/s at {format_count(best.batch_size)}"
+    if throughput.half_batch_size is not None:
+        text += f", half the peak at {format_number(throughput.half_batch_size)}"
+    return f"{text}; {cause}"
+
+
+def _noise(noise: NoiseScale) -> str:
+    scale = _examples(noise.noise_scale, noise.low, noise.high)
+    text = f"{scale} at the present weights ({format_count(noise.examples_used)} measured)"
+    if noise.examples_needed:
+        text += f"; {format_number(noise.examples_needed)} more examples would settle it"
+    return text
+
+
+def _track(track: NoiseTrack) -> str:
+    text = f"{_examples(track.run_average, track.low, track.high)} on average"
+    known = [point for point in track.points if point.noise_scale is not None]
+    if len(known) >= 2:
+        first, last = known[0], known[-1]
+        text += (
+            f"; {format_number(first.noise_scale)} at loss {format_number(first.loss)},"
+            f" {format_number(last.noise_scale)} at loss {format_number(last.loss)}"
+        )
+    return text
+
+
+def _critical(critical: CriticalBatchSize) -> str:
+    size = _examples(critical.value, critical.low, critical.high)
+    source = {"noise": "from the noise scale", "branch": "from branched runs"}
+    words = source.get(critical.source, f"from a {critical.source}")
+    return f"{size}, {words}"
+
+
+def _curve(curve: LRCurve) -> str:
+    at = f"at batch size {format_count(curve.batch_size)}"
+    rate = format_interval(curve.suggestion, curve.low, curve.high, number=_rate)
+    edge = (
+        "the loss never rose" if curve.edge is None else f"the loss rises from {_rate(curve.edge)}"
+    )
+    return f"{rate} {at}; {edge}"
+
+
+def _race(race: LRRace) -> str:
+    at = f"at batch size {format_count(race.batch_size)}"
+    if race.suggestion is None:
+        return f"no rate won {at}, {len(race.entries)} tried"
+    rate = format_interval(race.suggestion, race.low, race.high, number=_rate)
+    diverged = sum(entry.loss is None for entry in race.entries)
+    text = f"{rate} won a race of {len(race.entries)} {at}"
+    return f"{text}; {diverged} diverged" if diverged else text
+
+
+def _examples(value: float | None, low: float, high: float | None) -> str:
+    words = format_interval(value, low, high)
+    return words if words == "unknown" else f"{words} examples"
+
+
+def _rate(value: float) -> str:
+    return format_learning_rate(value, digits=2)
+
+
+def time_spent(results: Results) -> str | None:
+    """Say how long the measuring took, and on what."""
+    spent = {name: seconds for name, seconds in results.seconds.items() if seconds > 0}
+    if not spent:
+        return None
+    total = format_seconds(sum(spent.values()))
+    if len(spent) == 1:
+        return f"Took {total}."
+    parts = sorted(spent.items(), key=lambda item: -item[1])
+    each = ", ".join(f"{name.replace('_', ' ')} {format_seconds(s)}" for name, s in parts)
+    return f"Took {total}: {each}."
+
+
+def printable(text: str) -> str:
+    """Make a name from outside safe for one line: no control characters, no line breaks."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def unbroken(text: str) -> str:
+    """Put a no-break space between each number and its unit."""
+    return _NUMBER_AND_UNIT.sub(f"\\1{NO_BREAK}", text)
