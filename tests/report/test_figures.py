@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rightbatch.report import canvas, figures
+from rightbatch.report.figures import FIGURES
 from rightbatch.results import Current, Status
 from tests.report import samples
 
@@ -15,12 +16,12 @@ ALL = pytest.mark.parametrize("results", samples.ALL.values(), ids=samples.ALL)
 
 def _traces(results, figure):
     """The figure's traces by name, as plain dictionaries."""
-    plain = figures(results)[figure].to_plotly_json()
+    plain = FIGURES[figure](results).to_plotly_json()
     return {trace["name"]: trace for trace in plain["data"]}
 
 
 def _layout(results, figure):
-    return figures(results)[figure].to_plotly_json()["layout"]
+    return FIGURES[figure](results).to_plotly_json()["layout"]
 
 
 def _shapes(results, figure, kind):
@@ -38,7 +39,7 @@ def _shapes(results, figure, kind):
         (samples.NOTHING_FITS, ["memory"]),
         (
             samples.FULL,
-            "plan trade_off memory throughput step_time noise range_test race".split(),
+            list(FIGURES),
         ),
     ],
 )
@@ -62,7 +63,8 @@ def test_what_was_not_measured_has_no_figure(results, names):
     ],
 )
 def test_a_part_without_points_has_no_figure(figure, changes):
-    assert figure not in figures(replace(samples.FULL, **changes))
+    assert FIGURES[figure](samples.FULL) is not None
+    assert FIGURES[figure](replace(samples.FULL, **changes)) is None
 
 
 @ALL

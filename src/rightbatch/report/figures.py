@@ -7,7 +7,7 @@ from rightbatch.report.learning_figures import noise_figure, race_figure, range_
 from rightbatch.report.plan_figures import plan_figure, trade_off_figure
 from rightbatch.results import Results
 
-_FIGURES = {
+FIGURES = {
     "plan": plan_figure,
     "trade_off": trade_off_figure,
     "memory": memory_figure,
@@ -29,5 +29,5 @@ def figures(results: Results) -> dict[str, go.Figure]:
         Figures by name: "plan", "trade_off", "memory", "throughput", "step_time", "noise",
         "range_test", "race"; a part that was not measured has none.
     """
-    drawn = {name: draw(results) for name, draw in _FIGURES.items()}
+    drawn = {name: draw(results) for name, draw in FIGURES.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
