@@ -256,6 +256,26 @@ def test_a_sampler_without_length_or_generator_is_iterated_as_it_is() -> None:
     assert flat(draw(made, 2)) == [4, 3, 2, 1, 0]
 
 
+def test_a_plain_list_of_indices_serves_as_sampler() -> None:
+    loader = DataLoader(range(9), batch_size=2, sampler=[7, 3, 5])
+    assert flat(draw(source(loader), 2)) == [7, 3, 5]
+
+
+def test_a_sampler_that_counts_its_epochs_keeps_its_count() -> None:
+    class Counted(Sampler[int]):
+        def __init__(self) -> None:
+            self.epoch = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.epoch += 1
+            return iter([self.epoch, 0])
+
+    sampler = Counted()
+    loader = DataLoader(range(5), batch_size=2, sampler=sampler)
+    assert flat(draw(source(loader), 2, epochs=3)) == [1, 0, 2, 0, 3, 0]
+    assert sampler.epoch == 0
+
+
 def test_a_bootstrap_and_a_share_of_an_epoch_are_kept() -> None:
     bootstrap = RandomSampler(range(5), replacement=True, num_samples=50)
     numbers = flat(draw(source(DataLoader(range(5), batch_size=2, sampler=bootstrap)), 7))

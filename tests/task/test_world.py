@@ -289,3 +289,12 @@ def test_interrupts_are_left_to_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert entered == [signal.default_int_handler]
+
+
+def test_attributes_that_hold_themselves_do_not_run_in_circles() -> None:
+    task = hoard()
+    task.model.circle = {"numbers": [1]}
+    task.model.circle["itself"] = task.model.circle
+    with task.preserved():
+        task.model.circle["itself"]["numbers"].append(2)
+    assert task.model.circle["numbers"] == [1]

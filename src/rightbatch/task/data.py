@@ -72,10 +72,9 @@ class Source:
         generator = torch.Generator().manual_seed(seed)
         if self.sampler is None:
             return _Shuffle(len(self.dataset), generator)
-        if not hasattr(self.sampler, "generator"):
-            return self.sampler
-        private = copy.copy(self.sampler)  # draws from ours, so that theirs stays where it is
-        private.generator = generator  # type: ignore[attr-defined]
+        private: Any = copy.copy(self.sampler)  # so that theirs stays where it is
+        if hasattr(private, "generator"):
+            private.generator = generator
         return private
 
 
