@@ -1,6 +1,65 @@
-"""Which batch size and learning rate to train with, measured."""
+"""Which batch size and learning rate to train with, measured.
 
-from rightbatch.errors import RightBatchError
+    findings = rightbatch.find(rightbatch.Task(model, optimizer, dataset, loss))
+    print(findings)
+
+`Task` is what is trained; ``measure_...``, `track_noise`, `range_test` and `race` measure
+it and change nothing; `plan` is a pure function of their results; `find` runs them all.
+"""
+
+from rightbatch.errors import (
+    DataUnavailable,
+    MissingExtra,
+    NotRepeatable,
+    ResultsError,
+    RightBatchError,
+    TaskError,
+)
+from rightbatch.find import Findings, find, load
+from rightbatch.hardware import measure_memory, measure_throughput
+from rightbatch.lr import race, range_test
+from rightbatch.noise import measure_noise, track_noise
+from rightbatch.plan import critical_batch_size, plan
+from rightbatch.results import (
+    CriticalBatchSize,
+    LRCurve,
+    LRRace,
+    MemoryProfile,
+    NoiseScale,
+    NoiseTrack,
+    Plan,
+    Status,
+    ThroughputProfile,
+)
 from rightbatch.task import Task, supervised
 
-__all__ = ["RightBatchError", "Task", "supervised"]
+__all__ = [
+    "CriticalBatchSize",
+    "DataUnavailable",
+    "Findings",
+    "LRCurve",
+    "LRRace",
+    "MemoryProfile",
+    "MissingExtra",
+    "NoiseScale",
+    "NoiseTrack",
+    "NotRepeatable",
+    "Plan",
+    "ResultsError",
+    "RightBatchError",
+    "Status",
+    "Task",
+    "TaskError",
+    "ThroughputProfile",
+    "critical_batch_size",
+    "find",
+    "load",
+    "measure_memory",
+    "measure_noise",
+    "measure_throughput",
+    "plan",
+    "race",
+    "range_test",
+    "supervised",
+    "track_noise",
+]

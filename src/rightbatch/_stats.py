@@ -2,7 +2,7 @@
 
 import math
 
-from scipy.special import stdtrit
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
 
 
 def fieller_interval(

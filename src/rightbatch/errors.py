@@ -3,6 +3,7 @@
     RightBatchError
     |- TaskError            the task cannot be measured as it was described
     |  |- NotRepeatable     two passes at one random state differ
+    |  |- UnknownTask       there is no task, file or function of that name
     |- DataUnavailable      a built-in task's data file is absent or damaged
     |- ResultsError         a results file cannot be read or written
     |- MissingExtra         an optional dependency is not installed
@@ -23,6 +24,10 @@ class TaskError(RightBatchError):
 
 class NotRepeatable(TaskError):
     """Two passes over one batch at one random state gave different losses."""
+
+
+class UnknownTask(TaskError):
+    """There is no built-in task, file, module or function of the name given."""
 
 
 class DataUnavailable(RightBatchError):

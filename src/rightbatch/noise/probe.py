@@ -83,7 +83,7 @@ def measure_noise(
     """
     task.check()
     deadline = Deadline(time_budget_seconds or math.inf, clock)
-    with task.preserved():
+    with task.preserved(weights=False):
         estimate, record = run_probe(
             task,
             precision=precision,

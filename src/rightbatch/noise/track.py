@@ -97,7 +97,7 @@ def track_noise(
     healthy = True
 
     def probe() -> None:
-        with task.preserved():  # gradients, BatchNorm's averages, random states
+        with task.preserved(weights=False):  # gradients, BatchNorm's averages, random states
             estimate, record = run_probe(
                 task,
                 precision=precision,

@@ -93,8 +93,7 @@ def draw_critical(
     z = generator.standard_normal(draws)
     down = np.log(critical.value / min(low, critical.value)) / (_NORMAL_95 / 2)
     up = np.log(max(critical.high, critical.value) / critical.value) / (_NORMAL_95 / 2)
-    spread: Floats = np.where(z < 0, down, up)
-    return critical.value * np.exp(z * spread)
+    return critical.value * np.exp(np.maximum(z, 0) * up + np.minimum(z, 0) * down)
 
 
 def draw_times(

@@ -217,8 +217,12 @@ class Task:
         self.optimizer.step()
         return loss.detach()
 
-    def preserved(self) -> AbstractContextManager[None]:
+    def preserved(self, *, weights: bool = True) -> AbstractContextManager[None]:
         """Restore model, optimizer and random states bit for bit on leaving the ``with`` block.
+
+        Args:
+            weights: ``False`` where no step is taken inside: parameters and optimizer state are
+                then not copied.
 
         Example:
             >>> model = nn.Linear(1, 1)
@@ -231,7 +235,7 @@ class Task:
             >>> model.weight.item() == before
             True
         """
-        return preserved(self.model, self.optimizer)
+        return preserved(self.model, self.optimizer, weights=weights)
 
     def check(self) -> tuple[str, ...]:
         """Look before anything is measured; return what the user should know, a sentence each.

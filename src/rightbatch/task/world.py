@@ -22,7 +22,7 @@ Restore = Callable[[], None]
 
 
 @contextmanager
-def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
+def preserved(model: nn.Module, optimizer: Optimizer, *, weights: bool = True) -> Iterator[None]:
     """Restore model, optimizer and random states bit for bit on leaving, however it is left.
 
     A Ctrl-C that arrives while things are put back waits until they are. What modules hold in
@@ -32,6 +32,8 @@ def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     Args:
         model: Whose parameters, buffers, gradients, flags and attributes to keep.
         optimizer: Whose state and groups to keep.
+        weights: Whether parameters and optimizer state may change. ``False`` where the work
+            inside takes no step: then no copy of them is made.
 
     Yields:
         Nothing.
@@ -43,9 +45,12 @@ def preserved(model: nn.Module, optimizer: Optimizer) -> Iterator[None]:
     restorers = [_keep_random_states(), _keep_flags(model, list(parameters))]
     seen: set[int] = set()
     for parameter in parameters:
+        if not weights:
+            seen.add(id(parameter))
         _keep((parameter, parameter.grad), restorers, seen)
     # Scripted modules hold their buffers out of sight of `vars`.
-    for part in (*map(vars, model.modules()), tuple(model.buffers()), vars(optimizer)):
+    parts = [*map(vars, model.modules()), tuple(model.buffers())]
+    for part in [*parts, vars(optimizer)] if weights else parts:
         _keep(part, restorers, seen)
     try:
         yield

@@ -73,12 +73,17 @@ def locate(
         DataUnavailable: If ``$RIGHTBATCH_DATA`` is no folder, or the file is not here and cannot
             be downloaded, or what came is not the public file. Nothing is kept then.
     """
-    own = _own_folder()
-    cache = cache_folder()
-    for folder in filter(None, (own, cache)):
-        if (folder / file.name).is_file():
-            return folder / file.name
-    return _download(file, cache, open_url, progress)
+    return find_here(file) or _download(file, cache_folder(), open_url, progress)
+
+
+def find_here(file: DataFile) -> Path | None:
+    """Look in ``$RIGHTBATCH_DATA`` and in the cache only.
+
+    Raises:
+        DataUnavailable: If ``$RIGHTBATCH_DATA`` is no folder.
+    """
+    folders = (folder for folder in (_own_folder(), cache_folder()) if folder is not None)
+    return next((folder / file.name for folder in folders if (folder / file.name).is_file()), None)
 
 
 def cache_folder() -> Path:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import final
 
 from rightbatch._time import Progress, no_progress
-from rightbatch.errors import TaskError
+from rightbatch.errors import UnknownTask
 from rightbatch.task import Task
 from rightbatch.tasks.bikes import BIKES_FILE, bikes
-from rightbatch.tasks.data_files import DataFile, locate
+from rightbatch.tasks.data_files import DataFile, find_here, locate
 from rightbatch.tasks.digits import digits
 from rightbatch.tasks.mnist import MNIST_FILE, mnist
 from rightbatch.tasks.shakespeare import SHAKESPEARE_FILE, shakespeare
@@ -28,6 +28,13 @@ class BuiltIn:
     metric: str  # what `Task.evaluate` of it returns
     target: float  # of that metric; tuned runs reach it well before they stop improving
     higher_is_better: bool
+
+    def whereabouts(self) -> str:
+        """Say where the data file is, without downloading it."""
+        if self.data_file is None:
+            return "needs no data file"
+        found = find_here(self.data_file)
+        return str(found) if found else f"{self.data_file.name} will be downloaded when needed"
 
     def reached(self, value: float) -> bool:
         """Whether a value of the metric is as good as the target."""
@@ -91,8 +98,8 @@ def load_task(spec: str, *, progress: Progress = no_progress) -> Task:
         The task, as the function built it.
 
     Raises:
-        TaskError: If there is no such task, file, module or function, or the function fails
-            (its error is the cause) or returns something else.
+        UnknownTask: If there is no such task, file, module or function.
+        TaskError: If the function fails (its error is the cause) or returns something else.
         DataUnavailable: If a built-in task's data cannot be found, downloaded or read.
         MissingExtra: If a built-in task needs a package that is not installed.
 
@@ -112,7 +119,7 @@ def _load_built_in(name: str, progress: Progress) -> Task:
     built_in = BUILT_IN.get(name)
     if built_in is None:
         near = difflib.get_close_matches(name.lower(), BUILT_IN, n=3)
-        raise TaskError(
+        raise UnknownTask(
             f"`TASK` must be a built-in name ({', '.join(BUILT_IN)}), path/to/file.py:function or "
             f"package.module:function, got {name!r}. {_advice(name, near)}"
         )

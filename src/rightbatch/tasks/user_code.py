@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from rightbatch.errors import RightBatchError, TaskError
+from rightbatch.errors import RightBatchError, TaskError, UnknownTask
 from rightbatch.task import Task
 
 _LISTED = 5  # names in one message
@@ -24,11 +24,12 @@ def task_from_file(place: str, function: str) -> Task:
         function: Name of the function.
 
     Raises:
-        TaskError: If the file, the function or what it returns is not as it should be.
+        UnknownTask: If there is no such file or function.
+        TaskError: If the function fails or returns something else.
     """
     path = Path(place).expanduser()
     if not path.is_file():
-        raise TaskError(
+        raise UnknownTask(
             f"`TASK` must name a file that exists, got {place!r}, which is "
             f"{'a folder' if path.is_dir() else 'not there'} (seen from {str(Path.cwd())!r})."
             f"{_near_files(path)}"
@@ -47,7 +48,8 @@ def task_from_module(place: str, function: str) -> Task:
         function: Name of the function.
 
     Raises:
-        TaskError: If the module, the function or what it returns is not as it should be.
+        UnknownTask: If there is no such module or function.
+        TaskError: If the function fails or returns something else.
     """
     folder = Path.cwd()
     with _importable(folder):
@@ -58,7 +60,7 @@ def task_from_module(place: str, function: str) -> Task:
             missing = error.__cause__
             if not isinstance(missing, ModuleNotFoundError) or not _is_part(missing.name, place):
                 raise
-            raise TaskError(
+            raise UnknownTask(
                 f"`TASK` must name a module that can be imported, got {place!r}: there is no "
                 f"{missing.name!r} in {str(folder)!r} or among the installed packages. "
                 "For a file, write path/to/file.py:function."
@@ -97,7 +99,7 @@ def _module_name(path: Path) -> str:
 def _execute(name: str, path: Path, place: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise TaskError(f"`TASK` must name a Python file ending in .py, got {place!r}.")
+        raise UnknownTask(f"`TASK` must name a Python file ending in .py, got {place!r}.")
     module = importlib.util.module_from_spec(spec)
     before = sys.modules.get(name)
     sys.modules[name] = module  # where pickling and dataclasses look it up
@@ -115,7 +117,7 @@ def _execute(name: str, path: Path, place: str) -> ModuleType:
 def _call(module: ModuleType, folder: Path, place: str, function: str) -> Task:
     make = getattr(module, function, None) if function else None
     if make is None:
-        raise TaskError(
+        raise UnknownTask(
             f"{place!r} must have the function that `TASK` names, got {function!r}. "
             f"{_near_functions(module, function)}"
         )

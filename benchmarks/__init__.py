@@ -1,0 +1,1 @@
+"""Measurements of rightbatch itself: run, not asserted. ``python -m benchmarks`` lists them."""

@@ -1,0 +1,125 @@
+"""One command from start to end: its progress, its errors, its exit code, what it delivers."""
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rightbatch import _codec
+from rightbatch._time import Deadline
+from rightbatch._time import Progress as ReportProgress
+from rightbatch.errors import ResultsError, RightBatchError, UnknownTask
+from rightbatch.find import Findings
+
+words = Console(stderr=True, highlight=False)
+
+_INTERRUPTED = 130
+
+
+@dataclass
+class Session:
+    """One command: what it has found so far, and where that goes."""
+
+    output: Path | None
+    as_json: bool
+    traceback: bool
+    findings: Findings | None = None
+    watch: Deadline = field(default_factory=lambda: Deadline(math.inf))
+
+    def keep(self, findings: Findings) -> None:
+        """Keep all findings so far."""
+        self.findings = findings
+
+    def add(self, name: str, **parts: Any) -> None:
+        """Keep more parts; an interrupt from here on loses none of them."""
+        if self.findings is None:
+            raise RuntimeError("a session begins with the task's facts")
+        took = {**self.findings.seconds, name: self.watch.elapsed_seconds()}
+        self.findings = replace(self.findings, seconds=took, **parts)
+
+    def deliver(self) -> None:
+        """Write the files, then print the one thing that was asked for."""
+        if self.findings is None:
+            return
+        if self.output is not None:
+            self.findings.save(self.output / "results.json")
+            self.findings.to_html(self.output / "report.html")
+        text = _codec.dumps(self.findings) if self.as_json else str(self.findings)
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+        if self.output is not None:
+            words.print(f"Wrote {self.output / 'results.json'} and {self.output / 'report.html'}.")
+
+
+@contextmanager
+def session(output: Path | None, *, as_json: bool, traceback: bool) -> Iterator[Session]:
+    """Turn errors into one message and an exit code; keep what was measured."""
+    session = Session(output, as_json, traceback)
+    try:
+        if output is not None:
+            _prepare(output)
+        yield session
+        session.deliver()
+    except KeyboardInterrupt:
+        words.print("Interrupted. Everything is as it was before.")
+        if session.findings is not None and session.findings.seconds:
+            words.print(f"Measured so far: {', '.join(session.findings.seconds)}.")
+            session.deliver()
+        raise typer.Exit(_INTERRUPTED) from None
+    except (ResultsError, UnknownTask) as error:
+        _fail(error, 2, traceback=traceback)
+    except RightBatchError as error:
+        _fail(error, 1, traceback=traceback)
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except Exception as error:
+        _fail(error, 1, traceback=traceback, unexpected=True)
+
+
+def _fail(error: Exception, code: int, *, traceback: bool, unexpected: bool = False) -> NoReturn:
+    if traceback:
+        raise error
+    kind = f"{type(error).__name__}: " if unexpected else ""
+    words.print(f"error: {kind}{error}", style="bold red", markup=False, soft_wrap=True)
+    for note in getattr(error, "__notes__", ()):
+        words.print(note, markup=False, soft_wrap=True)
+    if unexpected:
+        words.print("Run again with --traceback to see where it came from.")
+    raise typer.Exit(code)
+
+
+def _prepare(output: Path) -> None:
+    """Make the output folder and try to write there, before anything is measured."""
+    trial = output / ".rightbatch.partial"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        trial.write_text("")
+        trial.unlink()
+    except OSError as error:
+        raise ResultsError(
+            f"cannot write to {str(output)!r}: {error.strerror}. "
+            "Name a folder that you may write to with --output."
+        ) from error
+
+
+@contextmanager
+def progress_bar() -> Iterator[ReportProgress]:
+    """Show a progress bar with the remaining time on standard error."""
+    bar = Progress(
+        TextColumn("{task.description:<40}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        console=words,
+        transient=True,
+    )
+    with bar:
+        row = bar.add_task("preparing", total=1.0)
+        yield lambda fraction, note: bar.update(row, completed=fraction, description=note)
