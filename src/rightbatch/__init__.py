@@ -8,6 +8,7 @@ it and change nothing; `plan` is a pure function of their results; `find` runs t
 """
 
 from rightbatch.errors import (
+    CannotPlan,
     DataUnavailable,
     MissingExtra,
     NotRepeatable,
@@ -34,6 +35,7 @@ from rightbatch.results import (
 from rightbatch.task import Task, supervised
 
 __all__ = [
+    "CannotPlan",
     "CriticalBatchSize",
     "DataUnavailable",
     "Findings",

@@ -5,6 +5,7 @@
     |  |- NotRepeatable     two passes at one random state differ
     |  |- UnknownTask       there is no task, file or function of that name
     |- DataUnavailable      a built-in task's data file is absent or damaged
+    |- CannotPlan           results or options from which nothing can be recommended
     |- ResultsError         a results file cannot be read or written
     |- MissingExtra         an optional dependency is not installed
 
@@ -32,6 +33,10 @@ class UnknownTask(TaskError):
 
 class DataUnavailable(RightBatchError):
     """A built-in task's data file is absent, damaged, or of another layout."""
+
+
+class CannotPlan(RightBatchError, ValueError):
+    """Nothing can be recommended from these results, or with these options."""
 
 
 class ResultsError(RightBatchError):

@@ -123,7 +123,8 @@ def find(
 
     Raises:
         TaskError: If the task cannot be measured.
-        ValueError: If an option is out of range, or no batch size fits.
+        ValueError: If the time budget is not positive.
+        CannotPlan: If an option is out of range, or no batch size fits.
     """
     if not time_budget_seconds > 0:
         raise ValueError(
@@ -132,9 +133,10 @@ def find(
         )
     run = _Run(task, Deadline(time_budget_seconds, clock), seed, on_part, progress)
     memory = run.part("memory", measure_memory)
-    cap = memory.max_verified_batch_size or None
     if memory.status is Status.NOTHING_FITS:
         return run.findings
+    # A search that ran out of time bounds nothing: then throughput watches the memory itself.
+    cap = None if memory.status is Status.OUT_OF_TIME else memory.max_verified_batch_size
     throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
     micro = cheap_micro_batch_size(throughput, task.default_batch_size)
     run.part("noise", measure_noise, micro_batch_size=micro)

@@ -15,6 +15,7 @@ from rightbatch.noise.estimators import estimate_noise
 from rightbatch.noise.probe import Record, _inner_product, run_probe
 from rightbatch.results import Status
 from rightbatch.testing import FakeClock, QuadraticTask
+from tests.zoo import WORKING, Specimen
 
 
 def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.SGD:
@@ -45,7 +46,7 @@ def by_definition(task: Task, size: int, seed: int = 0) -> tuple[list[float], li
         parts = torch.autograd.grad(loss, task.parameters, allow_unused=True)
         gradient = torch.cat(
             [
-                torch.zeros(p.numel()) if g is None else g.flatten()
+                torch.zeros(p.numel()) if g is None else g.to_dense().flatten()
                 for p, g in zip(task.parameters, parts, strict=True)
             ]
         )
@@ -262,3 +263,18 @@ def test_inner_products_do_not_depend_on_layout(dtype: torch.dtype, layout: str)
     scale = math.sqrt(left.numel() if layout != "sparse" else 147_000)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     assert _inner_product(left, right).item() == pytest.approx(expected, abs=tolerance * scale)
+
+
+@pytest.mark.parametrize("specimen", WORKING, ids=str)
+def test_the_zoo_equals_its_definition(specimen: Specimen) -> None:
+    task = specimen.make()
+    with task.preserved():
+        expected = by_definition(task, 2)
+    if len(expected[0]) < 3:
+        with pytest.raises(TaskError, match="at least three micro-batches"):
+            probe(task, micro_batch_size=2)
+        return
+    with task.preserved():
+        _, record = probe(task, micro_batch_size=2)
+    assert record.squares == pytest.approx(expected[0], rel=1e-9)
+    assert record.inner_products == pytest.approx(expected[1], rel=1e-7, abs=1e-12)

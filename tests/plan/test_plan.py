@@ -295,3 +295,15 @@ def test_plans_are_dominated_by_nothing_listed() -> None:
     assert min(c.relative_time for c in fitting) == pytest.approx(1.0)
     chosen = next(c for c in fitting if c.batch_size == made.batch_size)
     assert chosen.relative_time <= 1.3
+
+
+def test_a_memory_search_without_time_does_not_cap_what_was_timed() -> None:
+    unfinished = MemoryProfile(
+        max_verified_batch_size=8,
+        upper_bound=None,
+        budget_bytes=10,
+        points=(),
+        status=Status.OUT_OF_TIME,
+    )
+    made = plan(throughput(), critical(5000.0), unfinished)
+    assert made.micro_batch_size > 8

@@ -34,15 +34,17 @@ class Session:
     watch: Deadline = field(default_factory=lambda: Deadline(math.inf))
 
     def keep(self, findings: Findings) -> None:
-        """Keep all findings so far."""
+        """Keep all findings so far, in the output folder too: then nothing can lose them."""
         self.findings = findings
+        if self.output is not None and findings.seconds:
+            findings.save(self.output / "results.json")
 
     def add(self, name: str, **parts: Any) -> None:
         """Keep more parts; an interrupt from here on loses none of them."""
         if self.findings is None:
             raise RuntimeError("a session begins with the task's facts")
         took = {**self.findings.seconds, name: self.watch.elapsed_seconds()}
-        self.findings = replace(self.findings, seconds=took, **parts)
+        self.keep(replace(self.findings, seconds=took, **parts))
 
     def deliver(self) -> None:
         """Write the files, then print the one thing that was asked for."""

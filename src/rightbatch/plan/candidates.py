@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.results import CriticalBatchSize, MemoryProfile, ThroughputProfile
+from rightbatch.results import CriticalBatchSize, MemoryProfile, Status, ThroughputProfile
 
 Floats = NDArray[np.float64]
 
@@ -41,7 +41,8 @@ def list_ways(
 
     Args:
         throughput: Seconds per step; no size outside its measured range is ever used.
-        memory: Which micro-batches fit; without it, those that were timed do.
+        memory: Which micro-batches fit; without it, or where its search ran out of time, those
+            that were timed do.
         devices: Devices that share a batch.
         examples: In one epoch: no batch exceeds it.
         current_batch_size: Listed whatever it is, if it can be made up of measured sizes.
@@ -51,7 +52,9 @@ def list_ways(
         listed too, marked.
     """
     measured = [point.batch_size for point in throughput.points]
-    cap = memory.max_verified_batch_size if memory is not None else measured[-1]
+    cap = measured[-1]  # what was timed was executed
+    if memory is not None and memory.status is not Status.OUT_OF_TIME:
+        cap = memory.max_verified_batch_size
     micros = sorted({*_powers_of_two(measured[-1]), *measured})
     micros = [size for size in micros if size >= measured[0]]
     seconds = dict(zip(micros, step_seconds(throughput, micros), strict=True))

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from rightbatch.errors import CannotPlan
 from rightbatch.plan.candidates import Way, draw_critical, draw_times, list_ways, step_seconds
 from rightbatch.plan.critical import critical_batch_size
 from rightbatch.plan.reasons import Speedup, explain
@@ -75,7 +76,8 @@ def plan(
         The plan, its candidates and its reasons.
 
     Raises:
-        ValueError: If a needed result is missing, or an option is out of range.
+        CannotPlan: If a needed result is missing, nothing fits, or an option is out of range
+            (a ``ValueError`` too).
 
     Example:
         A step costs 1 ms + 1 ms per example, B_c = 64: the optimum is sqrt(1 * 64) = 8, with
@@ -148,17 +150,17 @@ def plan(
 
 def _check_options(objective: str, devices: int, price_per_hour: float | None) -> None:
     if objective == "energy":
-        raise ValueError(
+        raise CannotPlan(
             "`objective` 'energy' needs measured joules, and none were. Plan for 'time' or 'cost'."
         )
     if objective not in ("time", "cost"):
-        raise ValueError(f"`objective` must be 'time' or 'cost', got {objective!r}.")
+        raise CannotPlan(f"`objective` must be 'time' or 'cost', got {objective!r}.")
     if devices < 1:
-        raise ValueError(
+        raise CannotPlan(
             f"`devices` must be at least 1, got {devices}. Count the devices you have."
         )
     if price_per_hour is not None and not price_per_hour > 0:
-        raise ValueError(
+        raise CannotPlan(
             f"`price_per_hour` must be positive, got {price_per_hour}. Leave it out if unknown."
         )
 
@@ -177,14 +179,14 @@ def _sort(results: tuple[Any, ...]) -> _Inputs:
 
     throughput = last(ThroughputProfile)
     if throughput is None:
-        raise ValueError(
+        raise CannotPlan(
             "a plan needs seconds per step, got no ThroughputProfile. "
             "Measure one: rightbatch.measure_throughput(task)."
         )
     # A measured noise scale is judged afresh; a critical batch size alone stands as it is.
     critical = critical_batch_size(last(NoiseScale), last(NoiseTrack)) or last(CriticalBatchSize)
     if critical is None:
-        raise ValueError(
+        raise CannotPlan(
             "a plan needs the gradient noise, got no NoiseScale, NoiseTrack or CriticalBatchSize. "
             "Measure it: rightbatch.track_noise(task)."
         )
@@ -217,7 +219,7 @@ def _weigh(inputs: _Inputs, devices: int) -> _Weighed:
     if not fits.any():
         largest = inputs.memory.max_verified_batch_size if inputs.memory else 0
         smallest = inputs.throughput.points[0].batch_size
-        raise ValueError(
+        raise CannotPlan(
             f"a batch size must fit, but on each of {devices} devices at most {largest} examples "
             f"do and the smallest size that was timed is {smallest}. "
             "Use a smaller model, fewer devices, or a device with more memory."

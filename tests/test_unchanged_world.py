@@ -1,0 +1,73 @@
+"""The first promise, for every instrument: nothing is changed behind the user's back.
+
+Every instrument meets the whole zoo, runs through, and is interrupted half-way by an error and
+by Ctrl-C; after each, every bit of the world must be as it was.
+"""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import pytest
+
+import rightbatch as rb
+from rightbatch.task import Task
+from tests.laws import assert_world_unchanged
+from tests.zoo import WORKING, Specimen
+
+
+@final
+class TickingClock:
+    """Every look at it takes a millisecond, so that a run is the same every time."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def __call__(self) -> float:
+        """Return the seconds."""
+        self._looks += 1
+        return self._looks / 1000
+
+
+def noise(task: Task) -> Any:
+    return rb.measure_noise(task, micro_batch_size=1, max_examples=12)
+
+
+def track(task: Task) -> Any:
+    return rb.track_noise(task, steps=2, probes=2, micro_batch_size=1, max_examples=12)
+
+
+def memory(task: Task) -> Any:
+    return rb.measure_memory(task, time_budget_seconds=0.3, clock=TickingClock())
+
+
+def throughput(task: Task) -> Any:
+    return rb.measure_throughput(task, time_budget_seconds=0.2, clock=TickingClock())
+
+
+def range_test(task: Task) -> Any:
+    return rb.range_test(task, steps=12, repeats=2)
+
+
+def race(task: Task) -> Any:
+    return rb.race(task, rates=[0.01, 0.02], time_budget_seconds=0.1, clock=TickingClock())
+
+
+def find(task: Task) -> Any:
+    return rb.find(task, time_budget_seconds=0.5, clock=TickingClock())
+
+
+INSTRUMENTS: dict[str, Callable[[Task], Any]] = {
+    function.__name__: function
+    for function in (noise, track, memory, throughput, range_test, race, find)
+}
+
+
+@pytest.mark.parametrize("instrument", INSTRUMENTS)
+@pytest.mark.parametrize("specimen", WORKING, ids=str)
+def test_nothing_changes(specimen: Specimen, instrument: str) -> None:
+    task = specimen.make()
+    for batch in task.batches(2, epochs=1):
+        if task.max_batch_size is None or task.max_batch_size > 2:
+            task.step(batch)  # an optimizer with state, parameters with gradients
+        break
+    assert_world_unchanged(task, lambda: INSTRUMENTS[instrument](task))
