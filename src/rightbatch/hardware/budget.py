@@ -1,0 +1,157 @@
+"""How many more bytes this process may use before something kills it or slows it down.
+
+There is no out-of-memory exception on a CPU: the kernel grants what is asked for and kills
+the process later. So the limit is read beforehand, from everything that could enforce one.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import torch
+
+_SHARE_OF_HEADROOM = 0.75  # on a CPU: fragmentation, and whatever other processes will want
+_SHARE_OF_DEVICE = 0.9  # on a device of one's own: fragmentation only
+_SHARE_OF_PHYSICAL = 0.5  # where nothing says how much of the machine's memory is free
+_UNLIMITED_V1 = 2**62  # cgroup v1 writes "no limit" as a number near 2**63
+
+
+def cpu_budget_bytes(*, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many bytes this process may still allocate in host memory.
+
+    ``0.75 * min(headroom)`` over every limit that is in force: the memory limits of this
+    process's control group and of all its ancestors (v1, v2 or both), the memory the machine
+    has available, and this process's resource limits. Page cache that can be dropped does not
+    count as used.
+
+    A container sees its host's memory in ``MemAvailable``, so that number alone is too
+    large by whatever factor the container was cut down.
+
+    Args:
+        proc: Where process information is mounted.
+        cgroup: Where control groups are mounted.
+
+    Returns:
+        Bytes above what is in use now, never negative. Where ``proc`` does not exist (macOS),
+        three eighths of the physical memory.
+
+    Example:
+        >>> cpu_budget_bytes() > 0
+        True
+
+    References:
+        https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+    """
+    available = _table(proc / "meminfo").get("MemAvailable")
+    if available is None:
+        available = int(_SHARE_OF_PHYSICAL * _physical_bytes())
+    headrooms = [
+        available,
+        *_cgroup_headrooms(proc / "self" / "cgroup", cgroup),
+        *_resource_headrooms(proc / "self"),
+    ]
+    return max(0, int(_SHARE_OF_HEADROOM * min(headrooms)))
+
+
+def device_budget_bytes(device: torch.device) -> int:
+    """Return how many bytes may still be allocated where a task's tensors live.
+
+    Args:
+        device: The task's device. ``mps`` shares the host's memory, and swaps long before its
+            allocator gives up, so the smaller of both budgets holds there.
+
+    Returns:
+        Bytes above what this process has allocated now, a safety margin taken off.
+
+    Example:
+        >>> device_budget_bytes(torch.device("cpu")) > 0
+        True
+    """
+    if device.type == "cpu":
+        return cpu_budget_bytes()
+    module = torch.get_device_module(device)
+    if device.type == "mps":
+        spare = module.recommended_max_memory() - module.driver_allocated_memory()
+        return max(0, min(int(_SHARE_OF_DEVICE * spare), cpu_budget_bytes()))
+    free, _ = module.mem_get_info(device)
+    spare = free + module.memory_reserved(device) - module.memory_allocated(device)
+    return max(0, int(_SHARE_OF_DEVICE * spare))
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(path: Path) -> str | None:
+    """Read a file that may be absent, unreadable, or vanish with its process."""
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> int | None:
+    """Read a file of one number; ``None`` where there is none, or it says "max"."""
+    text = (_read(path) or "").strip()
+    return int(text) if text.isdigit() else None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Read lines of ``name value [kB]`` as bytes (or as they are, where no unit is given)."""
+    table = {}
+    for line in (_read(path) or "").splitlines():
+        name, *rest = line.replace(":", " ").split()
+        if rest and rest[0].isdigit():
+            table[name] = int(rest[0]) * (1024 if rest[-1] == "kB" else 1)
+    return table
+
+
+def _cgroup_headrooms(own: Path, root: Path) -> Iterator[int]:
+    for line in (_read(own) or "").splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        if hierarchy == "0":  # v2, alone or beside v1
+            for mount in (root, root / "unified"):
+                for folder in _upwards(mount, path):
+                    yield from _headroom_v2(folder)
+        elif "memory" in controllers.split(","):
+            for folder in _upwards(root / "memory", path):
+                yield from _headroom_v1(folder)
+
+
+def _upwards(mount: Path, path: str) -> Iterator[Path]:
+    """Yield a group's folder and those of all its ancestors, up to the mount point.
+
+    In a container the path may be the host's, which does not exist here: what does exist
+    of it is visited, and the mount point is then the container's own group.
+    """
+    parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
+    for depth in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:depth])
+
+
+def _headroom_v2(folder: Path) -> Iterator[int]:
+    current = _number(folder / "memory.current")
+    if current is None:
+        return
+    used = current - _table(folder / "memory.stat").get("inactive_file", 0)
+    for name in ("memory.max", "memory.high"):  # above "high" the kernel slows the process down
+        limit = _number(folder / name)
+        if limit is not None:
+            yield limit - used
+
+
+def _headroom_v1(folder: Path) -> Iterator[int]:
+    current = _number(folder / "memory.usage_in_bytes")
+    limit = _number(folder / "memory.limit_in_bytes")
+    if current is not None and limit is not None and limit < _UNLIMITED_V1:
+        yield limit - (current - _table(folder / "memory.stat").get("total_inactive_file", 0))
+
+
+def _resource_headrooms(own: Path) -> Iterator[int]:
+    used = _table(own / "status")
+    for line in (_read(own / "limits") or "").splitlines():
+        for label, counter in (("Max address space", "VmSize"), ("Max data size", "VmData")):
+            if line.startswith(label):
+                soft = line.removeprefix(label).split()[0]
+                if soft.isdigit() and counter in used:
+                    yield int(soft) - used[counter]
