@@ -1,1 +1,7 @@
-"""."""
+"""Instruments that measure the hardware under a task: what fits, and how long a step takes."""
+
+from rightbatch.hardware.budget import cpu_budget_bytes
+from rightbatch.hardware.memory import measure_memory
+from rightbatch.hardware.throughput import measure_throughput, seconds_at
+
+__all__ = ["cpu_budget_bytes", "measure_memory", "measure_throughput", "seconds_at"]

@@ -1,0 +1,129 @@
+"""What step times mean: their low quantile with doubt, the line through them, the bottleneck.
+
+Pure functions of numbers; nothing here looks at a clock.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import nnls
+
+from rightbatch.results import ThroughputPoint
+
+QUANTILE = 0.2
+_RESAMPLES = 1000
+_PLATEAU_GAIN = 1.05  # per doubling, in examples per second
+_LOADING_EXCESS = 1.1
+
+
+def estimate_seconds(
+    samples: Sequence[float], rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """Estimate what a step takes on an undisturbed machine.
+
+    Other work on the machine only ever adds time, so the 20 % quantile is taken and not the
+    mean; not the minimum either, which keeps falling the longer one measures.
+
+    Args:
+        samples: Seconds per step, one for each round; at least one.
+        rng: Of the resampling.
+
+    Returns:
+        The quantile and its 95 % interval by resampling rounds. With one sample the interval
+        has no width: nothing is known about its spread.
+
+    Example:
+        >>> estimate_seconds([1.0, 1.0, 1.0, 1.0, 9.0], np.random.default_rng(0))[:2]
+        (1.0, 1.0)
+    """
+    values = np.asarray(samples, dtype=float)
+    value = float(np.quantile(values, QUANTILE))
+    drawn = rng.choice(values, size=(_RESAMPLES, len(values)))
+    low, high = np.quantile(np.quantile(drawn, QUANTILE, axis=1), [0.025, 0.975])
+    return value, min(value, float(low)), max(value, float(high))
+
+
+def fit_step_line(points: Sequence[ThroughputPoint]) -> tuple[float, float, float | None]:
+    """Fit ``step_seconds = alpha + beta b`` with both parts not negative, to relative errors.
+
+    The line sums up the points and explains them; it does not replace them. Between sizes
+    interpolate the points themselves, beyond them trust neither.
+
+    Args:
+        points: Ascending in batch size, at least one.
+
+    Returns:
+        ``alpha`` in seconds, ``beta`` in seconds per example, and ``alpha / beta``: the size
+        that reaches half of the highest rate. It is ``None`` where the largest size does not
+        take longer than the smallest by more than the doubt of both.
+
+    Example:
+        >>> steps = [(4, 0.018), (8, 0.026), (16, 0.042)]
+        >>> points = [
+        ...     ThroughputPoint(
+        ...         batch_size=b, step_seconds=t, low=t, high=t, load_seconds=0.0, total_seconds=t
+        ...     )
+        ...     for b, t in steps
+        ... ]
+        >>> [round(part, 6) for part in fit_step_line(points)]
+        [0.01, 0.002, 5.0]
+    """
+    first, last = points[0], points[-1]
+    if len(points) == 1:
+        return first.step_seconds, 0.0, None
+    sizes = np.array([point.batch_size for point in points], dtype=float)
+    seconds = np.array([max(point.step_seconds, 1e-12) for point in points])
+    # Columns of similar length, or nnls takes the smaller coefficient for rounding.
+    design = np.stack([np.ones_like(sizes), sizes / sizes[-1]], axis=1) / seconds[:, None]
+    (alpha, at_largest), _ = nnls(design, np.ones_like(sizes))
+    beta = at_largest / sizes[-1]
+    resolved = beta > 0 and last.low > first.high
+    return float(alpha), float(beta), float(alpha / beta) if resolved else None
+
+
+def reaches_plateau(rates: Sequence[tuple[int, float]]) -> bool:
+    """Say whether two doublings in a row improved the rate by less than 5 % each.
+
+    Args:
+        rates: ``(batch_size, examples_per_second)``, ascending in batch size.
+
+    Example:
+        >>> reaches_plateau([(8, 100.0), (16, 104.0), (32, 106.0)])
+        True
+        >>> reaches_plateau([(8, 100.0), (16, 104.0), (32, 111.0)])
+        False
+    """
+    last = rates[-1]
+    for _ in range(2):
+        halves = [entry for entry in rates if entry[0] <= last[0] / 2]
+        if not halves or last[1] >= _PLATEAU_GAIN * halves[-1][1]:
+            return False
+        last = halves[-1]
+    return True
+
+
+def name_bottleneck(
+    points: Sequence[ThroughputPoint], half_batch_size: float | None, *, overlapped: bool
+) -> str:
+    """Name what limits the rate at the largest size that was measured.
+
+    Args:
+        points: Ascending in batch size, at least one.
+        half_batch_size: Of `fit_step_line`.
+        overlapped: Whether worker processes load while the device computes.
+
+    Returns:
+        ``"loading"``: no batch size will help, more loader processes may. ``"overhead"``: the
+        fixed cost of a step, so a larger batch helps. ``"compute"``: past the half batch size,
+        so it hardly helps. ``"mixed"``: in between, or too little is known.
+    """
+    last = points[-1]
+    excess = _LOADING_EXCESS if overlapped else 1.0
+    if last.load_seconds > excess * last.step_seconds:
+        return "loading"
+    if half_batch_size is None:
+        flat = len(points) > 1 and last.step_seconds < 2 * points[0].step_seconds
+        return "overhead" if flat else "mixed"
+    if last.batch_size <= half_batch_size / 2:
+        return "overhead"
+    return "compute" if last.batch_size >= 2 * half_batch_size else "mixed"

@@ -1,0 +1,351 @@
+"""What one optimizer step costs, against batch size: loading and computing apart."""
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, cast, final
+
+import numpy as np
+import torch
+
+from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
+from rightbatch.errors import TaskError
+from rightbatch.hardware.budget import device_budget_bytes
+from rightbatch.hardware.meters import Meter, meter_for, reclaim
+from rightbatch.hardware.outcomes import classify
+from rightbatch.hardware.stations import Station, Stopwatch
+from rightbatch.hardware.step_time import (
+    estimate_seconds,
+    fit_step_line,
+    name_bottleneck,
+    reaches_plateau,
+)
+from rightbatch.hardware.workload import NO_CAP, hold_still, prefetched_batches, synchronize
+from rightbatch.results import Status, ThroughputPoint, ThroughputProfile
+from rightbatch.task import Task
+from rightbatch.task.preflight import mixes_examples
+
+_SMALLEST = 4  # examples; below, a step costs hardly less
+_SLOW_SHARE = 0.03  # of the budget: a size whose step takes longer is not tried by default
+_CALIBRATION_SHARE = 0.4
+_WORKERS_SHARE = 0.15
+_FEWEST_ROUNDS, _PLANNED_ROUNDS, _MOST_ROUNDS = 4, 10, 40
+_LONGEST_WINDOW_SECONDS = 0.25
+_NARROW = 0.03  # interval over value; enough once every size has it
+
+
+def measure_throughput(
+    task: Task,
+    sizes: Sequence[int] | None = None,
+    *,
+    max_batch_size: int | None = None,
+    time_budget_seconds: float = 20.0,
+    seed: int = 0,
+    progress: Progress = no_progress,
+    clock: Clock = wall_clock,
+) -> ThroughputProfile:
+    """Measure seconds per optimizer step at several batch sizes.
+
+        calibrate upward   4: warm up, time | 8: warm up, time | 16: ...      until the plateau
+        round 1            16 16 16 | 4 4 4 4 4 4 | 64 | 8 8 8 8 | 32 32      random order,
+        round 2            8 8 8 8 | 64 | 4 4 4 4 4 4 | 32 32 | 16 16 16      one window a size
+        ...
+
+    Sizes are interleaved in random order, so that a machine that is busy for a while makes
+    all of them a little unsure and none of them wrong. A step is taken on a batch that is
+    already on the device; loading is timed apart, and a training loop pays the sum of both,
+    or with worker processes the larger one.
+
+    The interval covers what varied while measuring. It cannot cover a machine that was busy
+    all along.
+
+    Args:
+        task: What is trained; left as it was. Learning rates are turned down meanwhile.
+        sizes: Batch sizes to measure, all of them and however slow. By default powers of two
+            from 4 up to the cap or the plateau (two doublings in a row gain less than 5 %
+            examples per second), and always today's batch size; sizes whose step would take
+            more than 3 % of the time budget are left out, but two are always measured.
+        max_batch_size: Largest size by default, such as what fits in memory.
+        time_budget_seconds: Time to spend; more rounds make the intervals narrower.
+        seed: Of shuffles, order and resampling.
+        progress: Told how much of the time is spent, and on what.
+        clock: Monotonic seconds.
+
+    Returns:
+        The points, ascending in batch size, with the line through them. The status is
+        ``PLATEAU`` where larger sizes would be no faster per example, ``OUT_OF_TIME`` where
+        time cut the sizes or left fewer than 4 rounds, ``OK`` otherwise.
+
+    Raises:
+        ValueError: If a size or the budget is out of range.
+        TaskError: If the task cannot be measured, or no size fits in memory.
+
+    Example:
+        >>> from rightbatch.testing import QuadraticTask
+        >>> profile = measure_throughput(QuadraticTask().task, [8, 2], time_budget_seconds=0.5)
+        >>> [point.batch_size for point in profile.points]
+        [2, 8]
+    """
+    deadline = Deadline(time_budget_seconds, clock)
+    cap = _check_arguments(task, sizes, max_batch_size, time_budget_seconds)
+    task.check()
+    with task.preserved():
+        torch.manual_seed(seed)
+        hold_still(task.optimizer)
+        stopwatch = Stopwatch(task, clock, budget_seconds=time_budget_seconds, seed=seed)
+        bench = _Bench(task, stopwatch, deadline, progress)
+        if sizes is None:
+            status = bench.open_upwards(cap, guard_memory=max_batch_size is None)
+        else:
+            status = bench.open_all(sorted({int(size) for size in sizes}))
+        by_workers = bench.time_workers(seed, clock) if task.num_workers else None
+        rounds = bench.run_rounds(np.random.default_rng(seed))
+        stations = bench.stations
+    if rounds < _FEWEST_ROUNDS:
+        status = Status.OUT_OF_TIME
+    return _summarize(stations, by_workers, seed, status)
+
+
+def seconds_at(profile: ThroughputProfile, batch_size: float) -> float:
+    """Return the seconds that one step takes, loading included, between measured sizes.
+
+    Interpolates ``total_seconds`` linearly. A larger batch never takes less time, and noise
+    only adds: so each point is lowered to the smallest one to its right before. Below the
+    smallest size the line goes down to ``alpha_seconds`` at no examples.
+
+    Args:
+        profile: With at least one point.
+        batch_size: Examples, positive, at most the largest measured size.
+
+    Raises:
+        ValueError: Beyond the largest measured size, where nothing is known.
+
+    Example:
+        >>> points = tuple(
+        ...     ThroughputPoint(
+        ...         batch_size=b, step_seconds=t, low=t, high=t, load_seconds=0.0, total_seconds=t
+        ...     )
+        ...     for b, t in [(10, 3.0), (20, 5.0)]
+        ... )
+        >>> profile = ThroughputProfile(
+        ...     points=points, alpha_seconds=1.0, beta_seconds_per_example=0.2, half_batch_size=5.0,
+        ...     bottleneck="compute", status=Status.OK,
+        ... )
+        >>> seconds_at(profile, 5), seconds_at(profile, 15)
+        (2.0, 4.0)
+    """
+    sizes = [point.batch_size for point in profile.points]
+    if not 0 < batch_size <= sizes[-1]:
+        raise ValueError(
+            f"`batch_size` must be positive and within the measured sizes, got {batch_size!r} "
+            f"where {sizes[0]} to {sizes[-1]} were measured. Step times are not extrapolated: "
+            "measure the throughput up to that size."
+        )
+    totals = np.array([point.total_seconds for point in profile.points])
+    lowered = np.minimum.accumulate(totals[::-1])[::-1]
+    fixed = min(profile.alpha_seconds, lowered[0])
+    return float(np.interp(batch_size, [0, *sizes], [fixed, *lowered]))
+
+
+def _check_arguments(
+    task: Task, sizes: Sequence[int] | None, max_batch_size: int | None, budget: float
+) -> int:
+    """Raise where an argument is out of range; return the largest size to try by default."""
+    if not (math.isfinite(budget) and budget > 0):
+        raise ValueError(
+            f"`time_budget_seconds` must be positive and finite, got {budget!r}. "
+            "Ten seconds are enough for most models."
+        )
+    if max_batch_size is not None and max_batch_size < 1:
+        raise ValueError(
+            f"`max_batch_size` must be at least 1, got {max_batch_size!r}. "
+            "Where nothing fits in memory there is nothing to time."
+        )
+    cap = task.max_batch_size or NO_CAP
+    if sizes is not None:
+        wrong = [size for size in sizes if int(size) != size or not 1 <= size <= cap]
+        if wrong or not sizes:
+            raise ValueError(
+                f"`sizes` must be whole numbers from 1 to {cap} (the data set or the task's "
+                f"max_batch_size), got {list(sizes)[:5]!r}. A larger batch cannot be drawn."
+            )
+    return min(cap, max_batch_size) if max_batch_size is not None else cap
+
+
+def _default_sizes(cap: int, today: int | None, floor: int) -> list[int]:
+    """Return powers of two up to the cap, the cap, and today's size."""
+    smallest = _SMALLEST if cap >= 2 * _SMALLEST else min(floor, cap)
+    powers = [smallest * 2**k for k in range(cap.bit_length()) if smallest * 2**k * 1.25 <= cap]
+    return sorted({*powers, cap} | ({today} if today and today <= cap else set()))
+
+
+@final
+class _Bench:
+    """The sizes under measurement, opened one by one and then timed in rounds."""
+
+    def __init__(
+        self, task: Task, stopwatch: Stopwatch, deadline: Deadline, progress: Progress
+    ) -> None:
+        self._task, self._stopwatch = task, stopwatch
+        self._deadline, self._progress = deadline, progress
+        self.stations: list[Station] = []
+
+    def open_all(self, sizes: Sequence[int]) -> Status:
+        for size in sizes:
+            self._open(size)
+        self._check_some()
+        return Status.OK
+
+    def open_upwards(self, cap: int, *, guard_memory: bool) -> Status:
+        """Open growing sizes until the plateau, the cap, or the time for it is up."""
+        today = self._task.batch_size
+        floor = 2 if mixes_examples(self._task.model) else 1
+        guard = _MemoryGuard(self._task) if guard_memory else None
+        status, rates = Status.OK, []
+        for size in _default_sizes(cap, today, floor):
+            if status is not Status.OK and size != today:
+                continue
+            if len(self.stations) >= 2 and size != today and self._is_slow(size):
+                status = Status.OUT_OF_TIME
+                continue
+            refused = guard is not None and guard.refuses(size) and size != today
+            if refused or not self._open(size):
+                break
+            rates.append((size, size / self._cost(self.stations[-1])))
+            if reaches_plateau(rates) and size != cap:
+                status = Status.PLATEAU
+        self._check_some()
+        return status
+
+    def time_workers(self, seed: int, clock: Clock) -> tuple[int, float]:
+        """Return the largest size that time allows, and what the workers take for its batch.
+
+        They are started once: what they gain over loading in this process hardly depends on
+        the size, and starting them at every size would take longer than all the rest.
+        """
+        workers = self._task.num_workers
+        each = prefetched_batches(self._task)  # first those made while the clock did not run
+        allowed = _WORKERS_SHARE * self._deadline.seconds
+        affordable = [s for s in self.stations if 2 * each * s.load_seconds <= allowed * workers]
+        station = affordable[-1] if affordable else self.stations[0]
+        self._progress(self._deadline.fraction(), f"throughput: loading with {workers} workers")
+        batches = cast(Any, self._task.batches(station.batch_size, seed=seed))
+        with closing(batches):
+            for _ in range(each):
+                next(batches)
+            start = clock()
+            for _ in range(each):
+                next(batches)
+            synchronize(self._task.device)
+            return station.batch_size, (clock() - start) / each
+
+    def run_rounds(self, rng: np.random.Generator) -> int:
+        """Time every size once a round, in a new order, while there is time; return the rounds."""
+        remaining = max(0.0, self._deadline.remaining_seconds())
+        window = remaining / (_PLANNED_ROUNDS * len(self.stations))
+        for station in self.stations:
+            station.plan_window(min(window, _LONGEST_WINDOW_SECONDS))
+        expected, rounds = sum(station.window_seconds for station in self.stations), 0
+        while rounds < _MOST_ROUNDS and expected <= self._deadline.remaining_seconds():
+            start = self._deadline.elapsed_seconds()
+            for index in rng.permutation(len(self.stations)):
+                self._stopwatch.window(self.stations[index])
+            expected = self._deadline.elapsed_seconds() - start
+            rounds += 1
+            self._progress(self._deadline.fraction(), f"throughput: round {rounds}")
+            if rounds > _FEWEST_ROUNDS and self._is_narrow(rng):
+                break
+        return rounds
+
+    def _open(self, size: int) -> bool:
+        """Open a size; return whether it fits in memory."""
+        self._progress(self._deadline.fraction(), f"throughput: calibrating batch size {size}")
+        try:
+            self.stations.append(self._stopwatch.open(size))
+        except Exception as error:
+            if classify(error) is None:
+                error.add_note(f"while timing batch size {size}")
+                raise
+        else:
+            return True
+        self._task.optimizer.zero_grad(set_to_none=True)
+        reclaim(self._task.device)
+        return False
+
+    def _check_some(self) -> None:
+        if not self.stations:
+            raise TaskError(
+                "at least one batch size must fit in memory to be timed, got out of memory at the "
+                "smallest. Make the model smaller, or measure on a larger device."
+            )
+
+    def _cost(self, station: Station) -> float:
+        """Return what a step takes, without loading where workers do that meanwhile."""
+        loading = 0.0 if self._task.num_workers else station.load_seconds
+        return max(station.step_seconds + loading, 1e-12)
+
+    def _is_slow(self, size: int) -> bool:
+        last = self.stations[-1]
+        expected = (last.step_seconds + last.load_seconds) * size / last.batch_size
+        late = self._deadline.elapsed_seconds() > _CALIBRATION_SHARE * self._deadline.seconds
+        return late or expected > _SLOW_SHARE * self._deadline.seconds
+
+    def _is_narrow(self, rng: np.random.Generator) -> bool:
+        for station in self.stations:
+            value, low, high = estimate_seconds(station.step_samples, rng)
+            if high - low > _NARROW * value:
+                return False
+        return True
+
+
+@final
+class _MemoryGuard:
+    """Refuses sizes that could exceed the memory budget, where no one measured memory before."""
+
+    def __init__(self, task: Task) -> None:
+        self._meter: Meter = meter_for(task.device)
+        self._budget_bytes = device_budget_bytes(task.device)
+        self._last: int | None = None
+
+    def refuses(self, size: int) -> bool:
+        """Judge by ``peak(k b) <= k peak(b)``, then start over for this size."""
+        peak = self._meter.peak_bytes()
+        last, self._last = self._last, size
+        self._meter.reset()
+        return last is not None and peak * size / last > self._budget_bytes
+
+
+def _summarize(
+    stations: Sequence[Station], by_workers: tuple[int, float] | None, seed: int, status: Status
+) -> ThroughputProfile:
+    rng = np.random.default_rng(seed)
+    loads = {
+        station.batch_size: estimate_seconds(station.load_samples or [station.load_seconds], rng)[0]
+        for station in stations
+    }
+    if by_workers is not None and loads[by_workers[0]] > 0:
+        gain = by_workers[1] / loads[by_workers[0]]
+        loads = {size: seconds * gain for size, seconds in loads.items()}
+    points = []
+    for station in stations:
+        step, low, high = estimate_seconds(station.step_samples or [station.step_seconds], rng)
+        load = loads[station.batch_size]
+        points.append(
+            ThroughputPoint(
+                batch_size=station.batch_size,
+                step_seconds=step,
+                low=low,
+                high=high,
+                load_seconds=load,
+                total_seconds=step + load if by_workers is None else max(step, load),
+            )
+        )
+    alpha, beta, half = fit_step_line(points)
+    return ThroughputProfile(
+        points=tuple(points),
+        alpha_seconds=alpha,
+        beta_seconds_per_example=beta,
+        half_batch_size=half,
+        bottleneck=name_bottleneck(points, half, overlapped=by_workers is not None),
+        status=status,
+    )
