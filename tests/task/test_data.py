@@ -131,7 +131,8 @@ def test_takes(dataset: Any) -> None:
 
 def test_streams_have_no_length() -> None:
     assert source(Counting(5)).num_examples is None
-    assert source(DataLoader(Counting(5), batch_size=2)).num_examples is None
+    loader = DataLoader(Counting(5), batch_size=2)
+    assert (source(loader).num_examples, source(loader).sampler) == (None, None)
     assert source(range(5)).num_examples == 5
 
 
@@ -274,6 +275,17 @@ def test_a_sampler_that_counts_its_epochs_keeps_its_count() -> None:
     loader = DataLoader(range(5), batch_size=2, sampler=sampler)
     assert flat(draw(source(loader), 2, epochs=3)) == [1, 0, 2, 0, 3, 0]
     assert sampler.epoch == 0
+
+
+def test_an_unshuffled_loader_is_shuffled_by_us() -> None:
+    made = source(DataLoader(range(20), batch_size=4, shuffle=False))
+    assert flat(draw(made, 4)) != list(range(20))
+    assert sorted(flat(draw(made, 4))) == list(range(20))
+
+
+def test_a_bootstrap_of_an_epochs_length_is_no_plain_shuffle() -> None:
+    loader = DataLoader(range(20), batch_size=4, sampler=RandomSampler(range(20), replacement=True))
+    assert max(Counter(flat(draw(source(loader), 4))).values()) > 1
 
 
 def test_a_bootstrap_and_a_share_of_an_epoch_are_kept() -> None:

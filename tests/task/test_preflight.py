@@ -1,6 +1,7 @@
 """What is found out before anything is measured, beyond what the zoo shows."""
 
 import math
+import random
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from rightbatch.errors import NotRepeatable, RightBatchError, TaskError
 from rightbatch.task import Task
 from rightbatch.task.preflight import mixes_examples, preflight
+from tests.laws import assert_world_unchanged
 from tests.zoo import Branches, Rows, mse, refused_loss, regression, rows, sgd, small_net
 
 
@@ -44,6 +46,24 @@ def test_unreached_parameters_are_named() -> None:
     assert "No gradient reaches second.weight, second.bias" in warning
 
 
+def test_a_gradient_from_earlier_does_not_hide_that_none_comes_now() -> None:
+    model = Branches(use_second=False)
+    model.second.weight.grad = torch.ones_like(model.second.weight)
+    (warning,) = preflight(regression(model))
+    assert "second.weight" in warning
+    assert torch.equal(model.second.weight.grad, torch.ones_like(model.second.weight))
+
+
+def test_a_data_set_that_draws_at_random_leaves_the_random_state() -> None:
+    class Augmented(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            inputs, targets = super().__getitem__(index)
+            return inputs + torch.randn(3) + random.random(), targets
+
+    task = regression(small_net(), dataset=Augmented(rows()))
+    assert_world_unchanged(task, lambda: preflight(task))
+
+
 def test_many_names_are_cut_after_five() -> None:
     layers = nn.ModuleList(nn.Linear(1, 1) for _ in range(4))
     model = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": layers})
@@ -58,6 +78,13 @@ def test_untrained_parameters_are_named() -> None:
     task = regression(model, torch.optim.SGD([model[0].weight, model[2].weight], lr=0.1))
     (warning,) = preflight(task)
     assert "No optimizer group trains 0.bias, 2.bias" in warning
+    assert "weight" not in warning
+
+
+def test_what_is_frozen_and_untrained_is_no_news() -> None:
+    model = small_net()
+    model[0].requires_grad_(False)
+    assert preflight(regression(model, torch.optim.SGD(model[2].parameters(), lr=0.1))) == ()
 
 
 def test_frozen_parameters_are_no_news() -> None:

@@ -141,6 +141,22 @@ def test_the_name_is_the_models_class_unless_given() -> None:
     assert build(name="mine").name == "mine"
 
 
+def test_batches_go_to_the_task_s_device() -> None:
+    assert build().device.type == "cpu"
+    inputs, targets = next(build(device="meta").batches(4))
+    assert inputs.device.type == targets.device.type == "meta"
+
+
+def test_parameters_are_what_the_optimizer_trains_each_once() -> None:
+    model = small_net()
+    temperature, frozen = nn.Parameter(torch.ones(1)), model[2].bias.requires_grad_(False)
+    groups = [{"params": [model[0].weight, temperature]}, {"params": [model[2].weight, frozen]}]
+    task = build(model=model, optimizer=torch.optim.SGD(groups, lr=0.1))
+    assert [id(p) for p in task.parameters] == [
+        id(p) for p in (model[0].weight, temperature, model[2].weight)
+    ]
+
+
 # Loss and weight.
 
 
