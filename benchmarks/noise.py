@@ -109,8 +109,6 @@ def memory(width: int = 2048, depth: int = 4, micro: int = 16) -> dict[str, Any]
         rb.measure_noise(task, precision=None, micro_batch_size=micro)
 
     accumulate()
-    # The probe keeps a copy of the parameters in host memory, which on a CPU is the same memory:
-    # it is counted here, and is the one parameter-sized tensor.
     plain, probed = peak(accumulate), peak(probe)
     return {
         "parameter_bytes": size,
@@ -148,8 +146,7 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Peak memory above plain accumulation: {extra['extra_in_parameter_sizes']:.2f} "
-        f"parameter-sized tensors (of {extra['parameter_bytes'] / 2**20:.0f} MiB), the copy in host "
-        "memory that puts the weights back included.",
+        f"parameter-sized tensors (of {extra['parameter_bytes'] / 2**20:.0f} MiB).",
         "",
         "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",
     ]

@@ -292,4 +292,4 @@ class Results:
     track: NoiseTrack | None = None
     critical_batch_size: CriticalBatchSize | None = None
     plan: Plan | None = None
-    seconds: dict[str, float] = field(default_factory=dict)  # what each part took
+    seconds: dict[str, float] = field(default_factory=dict[str, float])  # what each part took
