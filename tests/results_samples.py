@@ -1,0 +1,161 @@
+"""Results for tests of the results file."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rightbatch.results import (
+    Candidate,
+    CriticalBatchSize,
+    Current,
+    LRCurve,
+    LRPoint,
+    LRRace,
+    MemoryPoint,
+    MemoryProfile,
+    NoisePoint,
+    NoiseScale,
+    NoiseTrack,
+    Plan,
+    RaceEntry,
+    Results,
+    Status,
+    TaskFacts,
+    ThroughputPoint,
+    ThroughputProfile,
+)
+
+
+def full() -> Results:
+    """Every part measured, with values that no two fields share."""
+    return Results(
+        task=TaskFacts(
+            name="digits",
+            parameters=1000,
+            examples=1438,
+            batch_size=64,
+            learning_rate=0.05,
+            optimizer="SGD",
+            hyperparameters={"lr": 0.05, "momentum": 0.9},
+            warnings=("one warning.",),
+        ),
+        environment={"torch": "2.13.0", "device": "cpu"},
+        memory=MemoryProfile(
+            max_verified_batch_size=512,
+            upper_bound=None,
+            budget_bytes=10**9,
+            points=(MemoryPoint(batch_size=64, peak_bytes=None, source="real", outcome="oom"),),
+            status=Status.CAPPED,
+        ),
+        throughput=ThroughputProfile(
+            points=(
+                ThroughputPoint(
+                    batch_size=64,
+                    step_seconds=0.5,
+                    low=0.4,
+                    high=0.6,
+                    load_seconds=0.01,
+                    total_seconds=0.51,
+                ),
+            ),
+            alpha_seconds=0.1,
+            beta_seconds_per_example=0.002,
+            half_batch_size=50.0,
+            bottleneck="compute",
+            status=Status.PLATEAU,
+        ),
+        learning_rate=LRCurve(
+            batch_size=64,
+            points=(LRPoint(learning_rate=0.01, loss=2.0, low=1.9, high=2.1),),
+            edge=0.5,
+            suggestion=0.1,
+            low=0.05,
+            high=0.2,
+            status=Status.OK,
+        ),
+        race=LRRace(
+            batch_size=128,
+            entries=(RaceEntry(learning_rate=0.1, steps=50, loss=None, low=None, high=None),),
+            suggestion=0.1,
+            low=0.05,
+            high=None,
+            status=Status.AT_THE_END,
+        ),
+        noise=NoiseScale(
+            noise_scale=None,
+            low=30.0,
+            high=None,
+            grad_sq=-0.1,
+            trace_cov=5.0,
+            examples_used=1000,
+            geometry="euclidean",
+            loss=2.3,
+            micro_batch_size=16,
+            examples_needed=2000,
+            status=Status.AT_LEAST,
+        ),
+        track=NoiseTrack(
+            points=(
+                NoisePoint(
+                    step=10,
+                    examples_seen=640,
+                    loss=2.0,
+                    noise_scale=90.0,
+                    low=60.0,
+                    high=None,
+                    grad_sq=0.1,
+                    trace_cov=9.0,
+                ),
+            ),
+            batch_size=64,
+            learning_rate=0.05,
+            run_average=90.0,
+            low=60.0,
+            high=None,
+            trend=-1.0,
+            status=Status.OUT_OF_TIME,
+        ),
+        critical_batch_size=CriticalBatchSize(
+            value=90.0, low=30.0, high=None, source="noise", status=Status.OK
+        ),
+        plan=Plan(
+            batch_size=128,
+            micro_batch_size=64,
+            accumulation_steps=2,
+            devices=1,
+            learning_rate=0.1,
+            hyperparameters={"lr": 0.1},
+            low=64,
+            high=None,
+            objective="time",
+            candidates=(
+                Candidate(
+                    batch_size=128,
+                    micro_batch_size=64,
+                    accumulation_steps=2,
+                    step_seconds=0.3,
+                    relative_steps=1.7,
+                    relative_time=1.0,
+                    relative_cost=1.0,
+                    fits=True,
+                ),
+            ),
+            current=Current(batch_size=64, relative_time=1.5),
+            speedup=1.5,
+            speedup_low=1.2,
+            speedup_high=1.9,
+            reasons=("because.",),
+            status=Status.TIE,
+        ),
+        seconds={"memory": 1.5},
+    )
+
+
+def least() -> Results:
+    return Results(task=full().task, environment={})
+
+
+def file_of(plain: Any, folder: Path) -> Path:
+    path = folder / "results.json"
+    path.write_text(plain if isinstance(plain, str) else json.dumps(plain))
+    return path
