@@ -28,7 +28,7 @@ _LAPS = 3  # orders of the data, the first included
 _PODIUM = 3  # rates that run the further laps
 _SETTLED = 3.0  # a race that ran so many times longer than its leader needed is over
 _SETTLED_STEPS = 32  # but not before so many steps
-_FALLING = 5 / 3  # below, the loss was still on its way down when the time ended
+_FALLING = 2.0  # below, the loss was still on its way down when the time ended
 
 
 @final
@@ -48,17 +48,19 @@ class Contest:
         """Run the grid rung by rung until two are left, the time ends, or the loss has settled."""
         counts = survivor_counts(len(grid), self.eta)
         runners = [self._enter(rate) for rate in grid]
-        for rung, _ in enumerate(counts):
+        for rung, count in enumerate(counts):
+            seconds = _PLANNED_SHARE * self.arena.deadline.remaining_seconds()
             steps = affordable_steps(
-                _PLANNED_SHARE * self.arena.deadline.remaining_seconds() / self._slowdown,
+                seconds / self._slowdown,
                 counts[rung:],
                 first=rung == 0,
                 eta=self.eta,
                 load_seconds=self.pace.load,
                 step_seconds=self.pace.step,
             )
+            planned = steps * (self.pace.load + count * self.pace.step) * self._slowdown
             horizon = runners[0].step + steps
-            self._run(runners, horizon, until_settled=True)
+            self._run(runners, horizon, most_seconds=planned, until_settled=True)
             if rung == 0 and self.open_ended:
                 reached = self._ranking()
                 self._extend(reached[0].step if reached else horizon)
@@ -130,7 +132,14 @@ class Contest:
         wide = [neighbour for gap, neighbour in gaps if gap > _NARROWEST]
         return math.sqrt(winner * wide[0]) if wide else None
 
-    def _run(self, runs: Sequence[Run], horizon: int, *, until_settled: bool = False) -> None:
+    def _run(
+        self,
+        runs: Sequence[Run],
+        horizon: int,
+        *,
+        most_seconds: float = math.inf,
+        until_settled: bool = False,
+    ) -> None:
         """Run in lockstep, and learn from it how much slower than predicted things are."""
         elapsed = self.arena.deadline.elapsed_seconds
         first, begun = [run.step for run in runs], elapsed()
@@ -140,7 +149,8 @@ class Contest:
             self.progress(self.arena.deadline.fraction(), note)
 
         def until() -> bool:
-            return until_settled and self._settled()
+            late = elapsed() - begun > most_seconds
+            return late or (until_settled and self._settled())
 
         self.arena.run(runs, horizon, until=until, report=report)
         taken = [run.step - step for run, step in zip(runs, first, strict=True)]
@@ -172,7 +182,7 @@ def ranking(runs: Sequence[Run], weights: Weights) -> list[Run]:
 
 
 def is_settled(runs: Sequence[Run], weights: Weights) -> bool:
-    """Whether the first lap ran thrice as long as its leader took to get near the bottom."""
+    """Whether the first lap ran three times as long as its leader took to get near the bottom."""
     tracks = [run.track for run in runs if run.alive and run.lap == 0]
     steps = max((track[-1].step for track in tracks), default=0)
     return steps >= _SETTLED_STEPS and settling(tracks, weights) >= _SETTLED

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 _WINDOW = 4  # a run of n steps is judged by those after n/4
-_NEAR = 0.02  # of the way down is as good as there
+_NEAR = 0.05  # of the way down is as good as there
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,11 @@ def compare(
 def settling(tracks: Iterable[Track], weights: Weights) -> float:
     """Return how many times longer the race has run than its leader needed to get near the bottom.
 
-    Near is within 2 % of the way from the start's loss to the lowest that anybody reached. A
+    Near is within 5 % of the way from the start's loss to the lowest that anybody reached. A
     race that still makes headway gives about 1, one that has settled 3 and more.
 
     Example:
-        >>> losses = [10.0, 5.0, 1.0, 0.95, 0.9, 0.9]
+        >>> losses = [10.0, 5.0, 1.0, 0.9, 0.8, 0.8]
         >>> settling([[Mark(4 * i, (x, x)) for i, x in enumerate(losses)]], [1.0, 1.0])
         2.5
     """
@@ -183,14 +183,13 @@ def rate_grid(top: float, count: int, *, factor: float = 2.0) -> tuple[float, ..
 def _values(tracks: Sequence[Track], horizon: int, weights: Weights) -> list[NDArray[np.float64]]:
     """Return [marks, batches] per track: numbers whose mean over batches is the log mean loss.
 
+    Only steps at which every track has a mark take part: the loss at a step depends on the step.
     log(mean) is replaced by its tangent at the mean, which is linear in the batches' losses, so
     that its doubt can be had from their scatter.
     """
-    first = horizon / _WINDOW
-    losses = [
-        np.array([mark.losses for mark in track if first <= mark.step <= horizon])
-        for track in tracks
-    ]
+    shared = set.intersection(*({mark.step for mark in track} for track in tracks))
+    steps = {step for step in shared if horizon <= _WINDOW * step and step <= horizon}
+    losses = [np.array([mark.losses for mark in track if mark.step in steps]) for track in tracks]
     means = [np.average(loss, axis=1, weights=weights)[:, None] for loss in losses]
     if not all((mean > 0).all() for mean in means):
         return losses

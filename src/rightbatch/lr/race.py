@@ -27,7 +27,9 @@ from rightbatch.task import Task
 from rightbatch.task.data import to_device
 
 _MOST_RATES = 6
-_FEWEST_STEPS = 5  # in the first rung; with less time, fewer rates start
+# Rates at the start, and the steps that their first rung must have. Before some fifty steps
+# losses are still on their first plateau, and the order of the contenders is chance.
+_FIRST_RUNGS = ((6, 50), (5, 50), (4, 5), (3, 5))
 _PLANNED_SHARE = 0.9  # of the time left; the rest absorbs slower steps
 _MARKING_SHARE = 0.15  # of the time, for held-out losses
 
@@ -138,11 +140,13 @@ def _todays_rate(task: Task, size: int) -> float:
 def _grid(
     centre: float, upper: float | None, pace: Pace, seconds: float, eta: int
 ) -> tuple[float, ...]:
-    """Return as many rates as can run a first rung worth the name, the nearest to ``centre``."""
+    """Return the rates nearest to ``centre``, as many as can run a first rung worth the name."""
     top = 4 * centre if upper is None else min(4 * centre, upper)
-    full = rate_grid(top, _MOST_RATES)
-    nearest = sorted(full, key=lambda rate: (round(abs(math.log(rate / centre)), 6), rate))
-    for count in range(_MOST_RATES, 2, -1):
+    nearest = sorted(
+        rate_grid(top, _MOST_RATES),
+        key=lambda rate: (round(abs(math.log(rate / centre)), 6), rate),
+    )
+    for count, fewest_steps in _FIRST_RUNGS:
         steps = affordable_steps(
             seconds,
             survivor_counts(count, eta),
@@ -151,7 +155,7 @@ def _grid(
             load_seconds=pace.load,
             step_seconds=pace.step,
         )
-        if steps >= _FEWEST_STEPS:
+        if steps >= fewest_steps:
             return tuple(sorted(nearest[:count]))
     return tuple(sorted(nearest[:2]))
 
