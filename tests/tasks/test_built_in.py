@@ -1,7 +1,6 @@
 """What holds for every built-in task. Oracle: the rows themselves, and bits that must agree."""
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rightbatch.errors import DataUnavailable, MissingExtra
+from rightbatch.errors import DataUnavailable
 from rightbatch.task import Task
 from rightbatch.tasks import BUILT_IN
-from rightbatch.tasks.digits import digits
 from tests.tasks.small_files import write_bikes, write_mnist, write_shakespeare
 
 NAMES = list(BUILT_IN)
@@ -133,12 +131,6 @@ def test_a_missing_file_says_which_and_where(
         BUILT_IN[name].factory()
 
 
-def test_digits_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'rightbatch\[demo\]'"):
-        digits()
-
-
 def test_public_digests_are_sha256() -> None:
     digests = [entry.data_file.sha256 for entry in BUILT_IN.values() if entry.data_file]
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests)
@@ -160,16 +152,3 @@ def test_numbers_in_docstring_and_description_are_those_of_the_real_task(name: s
     )
     assert entry.description.startswith(f"{task.num_examples:,} ")
     assert task.check() == ()
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("float32")
-def test_digits_reach_their_target_within_ten_epochs() -> None:
-    task = digits(device="cpu")
-    assert task.evaluate is not None
-    for epoch in range(10):
-        for batch in task.batches(32, seed=epoch, epochs=1):
-            task.step(batch)
-        if BUILT_IN["digits"].reached(task.evaluate(task.model)):
-            return
-    pytest.fail(f"accuracy is {task.evaluate(task.model)} after ten epochs")

@@ -83,6 +83,20 @@ def test_images_are_standardised_and_labels_kept(
     assert (label.item(), label.dtype) == (7, torch.int64)
 
 
+def test_metric_is_the_share_of_test_images_told_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path)
+    monkeypatch.setenv("RIGHTBATCH_DATA", str(tmp_path))
+    task = mnist(device="cpu")
+    pixels = (torch.from_numpy(ARRAYS["x_test"]) / 255 - 0.1307) / 0.3081
+    with torch.no_grad():
+        said = [int(task.model(image[None, None].float()).argmax()) for image in pixels]
+    right = sum(a == b for a, b in zip(said, ARRAYS["y_test"], strict=True))
+    assert task.evaluate is not None
+    assert task.evaluate(task.model) == pytest.approx(right / 10)
+
+
 @pytest.mark.data
 def test_pixels_of_the_public_file_have_mean_zero_and_spread_one() -> None:
     images = mnist(device="cpu").source.dataset.columns[0]

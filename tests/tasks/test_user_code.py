@@ -1,13 +1,16 @@
 """Tasks from users' files and modules, and what goes wrong there. Oracle: the files written."""
 
+import os
 import pickle
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import rightbatch.tasks
 from rightbatch.errors import TaskError
 from rightbatch.tasks import load_task
 
@@ -27,13 +30,15 @@ def make_task():
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Be in an empty folder; forget afterwards what was imported from it."""
-    path, modules = list(sys.path), set(sys.modules)
+    path = list(sys.path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     yield tmp_path
     sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    for name, module in list(sys.modules.items()):
+        own = getattr(module, "__dict__", {})
+        if str(tmp_path) in f"{own.get('__file__')} {own.get('__path__')}":
+            del sys.modules[name]
 
 
 def write(path: Path, text: str = "", *, rate: float = 0.1, count: int = 4) -> Path:
@@ -64,6 +69,15 @@ def test_an_edited_file_is_read_again(folder: Path) -> None:
     assert load_task("d_train.py:make_task").num_examples == 3
     write(folder / "d_train.py", count=9)
     assert load_task("d_train.py:make_task").num_examples == 9
+
+
+def test_a_file_written_since_the_last_import_is_found(folder: Path) -> None:
+    write(folder / "w_one.py", count=3)
+    load_task("w_one:make_task")
+    seen = folder.stat()
+    write(folder / "w_two.py", count=5)
+    os.utime(folder, ns=(seen.st_atime_ns, seen.st_mtime_ns))  # too soon for the clock to tell
+    assert load_task("w_two:make_task").num_examples == 5
 
 
 @pytest.mark.parametrize("place", ["lab/e_train.py", "lab.e_train"])
@@ -190,7 +204,7 @@ def test_a_function_that_does_not_exist_offers_near_ones(
 
 
 def test_a_file_without_functions_says_so(folder: Path) -> None:
-    write(folder / "l_train.py", "from math import sqrt")
+    write(folder / "l_train.py", "from posixpath import join")
     with pytest.raises(TaskError, match=r"got 'make_task'. It has no function"):
         load_task("l_train.py:make_task")
 
@@ -216,6 +230,30 @@ def test_a_users_error_is_named_with_its_line_and_chained(
     with pytest.raises(TaskError, match=re.escape(message)) as caught:
         load_task("m_train.py:make_task")
     assert type(caught.value.__cause__).__name__ == named.split(":")[0]
+
+
+def test_the_line_is_the_users_not_that_of_a_package_beside_it(folder: Path) -> None:
+    write(folder / "site-packages" / "v_package.py", "def fit():\n    raise ValueError('deep')")
+    text = """
+        import sys
+        sys.path.append('site-packages')
+        import v_package
+        def make_task():
+            v_package.fit()
+    """
+    write(folder / "v_train.py", textwrap.dedent(text).strip())
+    with pytest.raises(TaskError, match=r"ValueError: deep \(v_train\.py, line 5\)"):
+        load_task("v_train.py:make_task")
+
+
+def test_no_line_is_named_where_none_of_the_users_ran(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder / "x_train.py", "def make_task(rate): ...")
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(Path(rightbatch.tasks.__file__).parents[2])  # where our own lines are too
+    with pytest.raises(TaskError, match=r"argument: 'rate'\. This comes from the code"):
+        load_task("x_train:make_task")
 
 
 def test_a_syntax_error_is_named(folder: Path) -> None:
@@ -254,6 +292,16 @@ def test_a_file_that_fails_to_load_leaves_no_module(folder: Path) -> None:
     with pytest.raises(TaskError, match="ValueError"):
         load_task("r_train.py:make_task")
     assert "r_train" not in sys.modules
+
+
+def test_a_file_that_fails_to_load_anew_leaves_the_old_module(folder: Path) -> None:
+    write(folder / "y_train.py", count=3)
+    load_task("y_train.py:make_task")
+    old = sys.modules["y_train"]
+    write(folder / "y_train.py", "raise ValueError")
+    with pytest.raises(TaskError, match="ValueError"):
+        load_task("y_train.py:make_task")
+    assert sys.modules["y_train"] is old
 
 
 @pytest.mark.parametrize(
