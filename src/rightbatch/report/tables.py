@@ -136,10 +136,10 @@ def _nearest(
     """Choose the rows that say most, keeping their order."""
     impossible = next((c for c in shown if marks[id(c)] == "impossible"), None)
 
-    def rank(candidate: Candidate) -> tuple[int, float]:
+    def rank(candidate: Candidate) -> tuple[int, float, int]:
         marked = marks[id(candidate)] in ("choice", "current") or candidate is impossible
         distance = abs(log2(candidate.batch_size / plan.batch_size))
-        return (0 if marked else 1, distance + 0.1 * (candidate.accumulation_steps - 1))
+        return (0 if marked else 1, distance, candidate.accumulation_steps)
 
     kept = {id(c) for c in sorted(shown, key=rank)[:limit]}
     return [c for c in shown if id(c) in kept]

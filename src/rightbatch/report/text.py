@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text
 
 from rightbatch.report.snippet import next_steps
 from rightbatch.report.tables import Table, candidates_table, tables
@@ -109,14 +108,14 @@ def _table(table: Table, width: int) -> list[str]:
     drawn = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     drawn.add_column("", justify="left", no_wrap=True)
     for name in table.header:
-        drawn.add_column(Text(name), justify="right" if name else "left", no_wrap=True)
+        drawn.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in table.rows:
-        drawn.add_row(_MARKS.get(row.mark, ""), *(Text(cell) for cell in row.cells))
+        drawn.add_row(_MARKS.get(row.mark, ""), *row.cells)
     stream = io.StringIO()
     # Every choice that rich would make from its surroundings is made here: the same text always.
     console = Console(
-        file=stream, width=max(width, 60), color_system=None, force_terminal=False,
-        force_jupyter=False, legacy_windows=False, highlight=False, markup=False, emoji=False,
+        file=stream, width=max(width, 60), color_system=None, force_jupyter=False,
+        legacy_windows=False, highlight=False, markup=False, emoji=False,
     )  # fmt: skip
     console.print(drawn)
     body = [f"{_INDENT}{line}".rstrip() for line in stream.getvalue().splitlines()]

@@ -218,7 +218,7 @@ def _throughput(throughput: ThroughputProfile) -> str:
     best = max(throughput.points, key=lambda point: point.batch_size / point.total_seconds)
     rate = format_number(best.batch_size / best.total_seconds)
     text = f"{rate} examples/s at {format_count(best.batch_size)}"
-    if throughput.half_batch_size is not None:
+    if throughput.half_batch_size is not None and throughput.half_batch_size >= 1:
         text += f", half the peak at {format_number(throughput.half_batch_size)}"
     return f"{text}; {cause}"
 
