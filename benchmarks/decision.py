@@ -93,25 +93,42 @@ def steps_to_target(name: str, run: Run) -> float | None:
 
 
 class Trainer:
-    """Runs training runs two at a time, and remembers them."""
+    """Runs training runs two at a time, and keeps every one of them in a file.
+
+    A run's steps depend on its batch size, rate and seed alone, so they are never repeated.
+    """
 
     def __init__(self, name: str, pool: ProcessPoolExecutor, say: Callable[[str], None]) -> None:
         self._name, self._pool, self._say = name, pool, say
-        self._known: dict[tuple[int, float, int], float | None] = {}
+        self._file = RESULTS / f"decision-{name}-runs.json"
+        self._known: dict[str, dict[str, Any]] = (
+            json.loads(self._file.read_text()) if self._file.exists() else {}
+        )
 
     def steps(self, runs: Iterable[Run]) -> list[float | None]:
-        """Steps to the target of each run."""
+        """Steps to the target of each run; ``None`` where it was not reached."""
         runs = list(runs)
-        keys = [(run.batch_size, run.learning_rate, run.seed) for run in runs]
         futures = {
-            key: self._pool.submit(steps_to_target, self._name, run)
-            for key, run in zip(keys, runs, strict=True)
-            if key not in self._known
+            run: self._pool.submit(steps_to_target, self._name, run)
+            for run in runs
+            if not self._is_known(run)
         }
-        for key, future in futures.items():
-            self._known[key] = future.result()
-            self._say(f"  b={key[0]} lr={key[1]:g} seed={key[2]}: {self._known[key]}")
-        return [self._known[key] for key in keys]
+        for run, future in futures.items():
+            steps = future.result()
+            self._known[_key(run)] = {"steps": steps, "max_steps": run.max_steps}
+            self._say(f"  {_key(run)}: {steps}")
+        self._file.write_text(json.dumps(self._known, indent=0, sort_keys=True) + "\n")
+        return [self._within(run) for run in runs]
+
+    def _is_known(self, run: Run) -> bool:
+        known = self._known.get(_key(run))
+        return known is not None and (
+            known["steps"] is not None or known["max_steps"] >= run.max_steps
+        )
+
+    def _within(self, run: Run) -> float | None:
+        steps = self._known[_key(run)]["steps"]
+        return steps if steps is not None and steps <= run.max_steps else None
 
     def tune(self, batch_size: int, start: float, max_steps: int) -> tuple[float, list[Any]]:
         """Return the best rate at one batch size and its steps by seed."""
@@ -138,6 +155,10 @@ class Trainer:
         by_rate = {rate: found[i * 3 : i * 3 + 3] for i, rate in enumerate(rates)}
         best = min(rates, key=lambda rate: median(by_rate[rate]))
         return best, by_rate[best]
+
+
+def _key(run: Run) -> str:
+    return f"batch {run.batch_size} rate {run.learning_rate:.6g} seed {run.seed}"
 
 
 def median(steps: list[float | None]) -> float:
