@@ -68,7 +68,7 @@ def test_what_is_no_results_file_is_refused(plain: Any, match: str, tmp_path: Pa
         ("task.warnings", [3], r"`task\.warnings\[0\]` must be str .* got 3"),
         ("task.hyperparameters.lr", "0.1", r"`task\.hyperparameters\.lr` must be int or float"),
         ("environment", [], r"`environment` must be dict .* got \[\]"),
-        ("noise", [], r"`noise` must be dict .* got \[\]"),
+        ("noise", [1], r"`noise` must be dict .* got \[1\]"),
         ("noise.status", "fine", r"`noise\.status` must be one of ok, .* got 'fine'"),
         ("noise.status", [], r"`noise\.status` must be one of ok, .* got \[\]"),
         ("noise.low", None, r"`noise\.low` must be int or float .* got None"),
