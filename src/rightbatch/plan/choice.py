@@ -108,12 +108,6 @@ def plan(
     current, speedup = _against_current(facts, weighed, chosen)
     low, high = _near_best(weighed, chosen)
     rate, rate_source = _learning_rate(inputs, way.batch_size)
-    hyperparameters = dict(facts.hyperparameters) if facts else {}
-    if rate is not None:
-        hyperparameters["lr"] = rate
-    status = Status.TIE if len(tied) > 1 else Status.OK
-    if inputs.critical.status in (Status.UNRESOLVED, Status.AT_LEAST):
-        status = inputs.critical.status
     candidates = _candidates(weighed, inputs.throughput)
     return Plan(
         batch_size=way.batch_size,
@@ -121,7 +115,7 @@ def plan(
         accumulation_steps=way.accumulation_steps,
         devices=devices,
         learning_rate=rate,
-        hyperparameters=hyperparameters,
+        hyperparameters=_with_rate(facts, rate),
         low=low,
         high=None if inputs.critical.high is None else high,
         objective=objective,
@@ -144,8 +138,19 @@ def plan(
             objective=objective,
             price_per_hour=price_per_hour,
         ),
-        status=status,
+        status=_status(inputs.critical, tied),
     )
+
+
+def _with_rate(facts: TaskFacts | None, rate: float | None) -> dict[str, float]:
+    today = dict(facts.hyperparameters) if facts else {}
+    return today if rate is None else {**today, "lr": rate}
+
+
+def _status(critical: CriticalBatchSize, tied: list[int]) -> Status:
+    if critical.status in (Status.UNRESOLVED, Status.AT_LEAST):
+        return critical.status
+    return Status.TIE if len(tied) > 1 else Status.OK
 
 
 def _check_options(objective: str, devices: int, price_per_hour: float | None) -> None:
