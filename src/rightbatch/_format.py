@@ -220,16 +220,11 @@ def _ends_alone(low: float | None, high: float | None, number: Callable[[float],
 
 def _two_units(value: float) -> str:
     """Minutes and above, the smaller of the two units left out where it is 0."""
-    for big, small, names in (
-        (_DAY, _HOUR, ("d", "h")),
-        (_HOUR, _MINUTE, ("h", "min")),
-        (_MINUTE, 1, ("min", "s")),
-    ):
-        total = round(value / small)
-        if total * small >= big:
-            whole, rest = divmod(total, big // small)
-            return f"{whole:,} {names[0]}" + (f" {rest} {names[1]}" if rest else "")
-    raise AssertionError(f"{value!r} is below a minute")
+    pairs = ((_DAY, _HOUR, "d", "h"), (_HOUR, _MINUTE, "h", "min"), (_MINUTE, 1, "min", "s"))
+    # The first pair whose larger unit the rounded duration fills.
+    big, small, name, rest_name = next(p for p in pairs if round(value / p[1]) * p[1] >= p[0])
+    whole, rest = divmod(round(value / small), big // small)
+    return f"{whole:,} {name}" + (f" {rest} {rest_name}" if rest else "")
 
 
 def _scientific(value: float, digits: int) -> str:

@@ -409,8 +409,8 @@ HOSTILE = replace(
     FULL,
     task=replace(
         TASK,
-        name="</script><b>\x1b[31m{{ 7*7 }}",
-        warnings=("<img src=x onerror=alert(1)> [bold]not bold[/bold]",),
+        name="</script><b>\x1b[31m{{ 7*7 }} " + "endless" * 12,
+        warnings=("<img src=x onerror=alert(1)> [bold]not bold[/bold] " + "endless" * 20,),
     ),
     environment={"<i>device</i>": "</script><script>alert(2)</script>", "device": "a\nb"},
     plan=replace(PLAN, reasons=("<!-- </body> & \u2028 ]]>",)),

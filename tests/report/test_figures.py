@@ -204,6 +204,19 @@ def test_range_test_shows_loss_spread_edge_and_suggestion():
     assert (stretch["x0"], stretch["x1"]) == (0.04, 0.1)
 
 
+def test_marks_near_an_end_turn_their_words_inward():
+    curve = replace(samples.LR_CURVE, edge=0.7, suggestion=0.01)
+    task = replace(samples.TASK, learning_rate=1e-4)
+    results = replace(samples.FULL, learning_rate=curve, task=task)
+    words = _layout(results, "range_test")["annotations"]
+    assert {w["text"].split()[0]: w["xanchor"] for w in words} == {
+        "today": "left",
+        "suggested": "center",
+        "edge": "right",
+    }
+    assert len({w["yshift"] for w in words}) == 3  # a row each: they cannot collide
+
+
 def test_range_test_is_not_squashed_by_what_diverges():
     bottom, top = _layout(samples.FULL, "range_test")["yaxis"]["range"]
     losses = [p.loss for p in samples.LR_CURVE.points]

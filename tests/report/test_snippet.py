@@ -48,6 +48,17 @@ def test_defaults_are_not_spelled_out():
     assert next_steps(results)[-1] == "optimizer = SGD(model.parameters(), lr=0.06)"
 
 
+def test_betas_are_a_pair_and_only_there_where_they_are_unusual():
+    usual = {"lr": 0.06, "beta1": 0.9, "beta2": 0.999}
+    for planned, words in ((usual, "lr=0.06)"), (usual | {"beta1": 0.8}, "betas=(0.8, 0.999))")):
+        results = replace(
+            samples.FULL,
+            task=replace(samples.TASK, optimizer="Adam"),
+            plan=replace(samples.PLAN, hyperparameters=planned),
+        )
+        assert next_steps(results)[-1].endswith(f", {words}")
+
+
 def test_an_optimizer_from_elsewhere_gets_what_changed():
     results = replace(
         samples.FULL,
