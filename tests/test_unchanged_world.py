@@ -62,8 +62,17 @@ INSTRUMENTS: dict[str, Callable[[Task], Any]] = {
 }
 
 
-@pytest.mark.parametrize("instrument", INSTRUMENTS)
-@pytest.mark.parametrize("specimen", WORKING, ids=str)
+# `find` runs the others in turn, so a few specimens tell whether it does so in a preserved world.
+PAIRS = [
+    pytest.param(specimen, name, id=f"{specimen}-{name}")
+    for i, specimen in enumerate(WORKING)
+    for name in INSTRUMENTS
+    if name != "find" or i % 8 == 0
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("specimen", "instrument"), PAIRS)
 def test_nothing_changes(specimen: Specimen, instrument: str) -> None:
     task = specimen.make()
     for batch in task.batches(2, epochs=1):
