@@ -115,6 +115,14 @@ def test_throughput_is_what_was_measured():
     assert feet == pytest.approx([p.batch_size / p.high for p in points])
 
 
+def test_a_step_time_that_is_not_bounded_from_below_has_no_upper_bar():
+    points = (replace(samples.THROUGHPUT.points[0], low=0.0), *samples.THROUGHPUT.points[1:])
+    results = replace(samples.FULL, throughput=replace(samples.THROUGHPUT, points=points))
+    bars = _traces(results, "throughput")["computing"]["error_y"]
+    assert bars["array"][0] == 0
+    assert min(bars["array"][1:]) > 0
+
+
 def test_throughput_line_is_the_fit_between_measured_sizes_only():
     (line,) = (t for t in _traces(samples.FULL, "throughput").values() if t["mode"] == "lines")
     alpha, beta = samples.ALPHA, samples.BETA

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -111,33 +112,18 @@ def throughput_figure(results: Results) -> go.Figure | None:
     figure = canvas()
     points = throughput.points
     sizes = [p.batch_size for p in points]
-    computing = [p.batch_size / p.step_seconds for p in points]
-    slow = [p.batch_size / p.high for p in points]
-    fast = [p.batch_size / p.low for p in points]
+    computing = _computing(throughput)
     both = [p.batch_size / p.total_seconds for p in points]
+    bars = computing["error_y"]
+    reach = [y + up for y, up in zip(computing["y"], bars["array"], strict=True)]
+    reach += [y - down for y, down in zip(computing["y"], bars["arrayminus"], strict=True)]
     figure.update_layout(
         showlegend=True,
         xaxis=batch_axis(BATCH_SIZE, sizes),
-        yaxis=log_axis("examples per second", [*slow, *fast, *both], format_number),
+        yaxis=log_axis("examples per second", [*reach, *both], format_number),
     )
     figure.add_trace(_rate_line(throughput))
-    figure.add_trace(
-        go.Scatter(
-            x=sizes,
-            y=computing,
-            mode="markers",
-            name="computing",
-            marker=marker(MEASURED),
-            error_y=error_bar(computing, slow, fast, color=MEASURED),
-            text=[
-                f"{format_count(p.batch_size)} examples: {format_number(rate, 3)} examples/s, "
-                f"{format_seconds(p.step_seconds)} a step "
-                f"({format_seconds(p.low)} to {format_seconds(p.high)})"
-                for p, rate in zip(points, computing, strict=True)
-            ],
-            hovertemplate="%{text}<extra>computing</extra>",
-        )
-    )
+    figure.add_trace(computing)
     figure.add_trace(
         go.Scatter(
             x=sizes,
@@ -160,8 +146,32 @@ def throughput_figure(results: Results) -> go.Figure | None:
     return figure
 
 
+def _computing(throughput: ThroughputProfile) -> dict[str, Any]:
+    """Rates of computing alone; the ends of a rate are the other way round than its time's."""
+    points = throughput.points
+    rates = [p.batch_size / p.step_seconds for p in points]
+    slow = [p.batch_size / p.high for p in points]
+    fast = [p.batch_size / p.low if p.low > 0 else p.batch_size / p.step_seconds for p in points]
+    return {
+        "type": "scatter",
+        "x": [p.batch_size for p in points],
+        "y": rates,
+        "mode": "markers",
+        "name": "computing",
+        "marker": marker(MEASURED),
+        "error_y": error_bar(rates, slow, fast, color=MEASURED),
+        "text": [
+            f"{format_count(p.batch_size)} examples: {format_number(rate, 3)} examples/s, "
+            f"{format_seconds(p.step_seconds)} a step "
+            f"({format_seconds(p.low)} to {format_seconds(p.high)})"
+            for p, rate in zip(points, rates, strict=True)
+        ],
+        "hovertemplate": "%{text}<extra>computing</extra>",
+    }
+
+
 def _rate_line(throughput: ThroughputProfile) -> go.Scatter:
-    """B / (alpha + beta b) between the sizes that were run, never beyond them."""
+    """Draw b / (alpha + beta b) between the sizes that were run, never beyond them."""
     first, last = throughput.points[0].batch_size, throughput.points[-1].batch_size
     ratio = (last / first) ** (1 / _LINE_POINTS)
     sizes = [first * ratio**i for i in range(_LINE_POINTS + 1)]

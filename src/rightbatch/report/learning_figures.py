@@ -56,19 +56,7 @@ def noise_figure(results: Results) -> go.Figure | None:
         yaxis2=axis("loss", domain=[0.0, 0.26], anchor="x", rangemode="tozero"),
     )
     figure.add_trace(_interval_bars(track.points, xs, ceiling))
-    known = [(x, p) for x, p in zip(xs, track.points, strict=True) if p.noise_scale is not None]
-    figure.add_trace(
-        go.Scatter(
-            x=[x for x, _ in known],
-            y=[p.noise_scale for _, p in known],
-            mode="lines+markers",
-            name="noise scale",
-            line={"color": MEASURED, "width": 2},
-            marker=marker(MEASURED),
-            text=[_probe_words(p) for _, p in known],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    )
+    figure.add_trace(_probes(track.points, xs))
     figure.add_trace(_open_ends(track.points, xs, ceiling))
     figure.add_trace(
         go.Scatter(
@@ -85,6 +73,21 @@ def noise_figure(results: Results) -> go.Figure | None:
     )
     _run_average(figure, track)
     return figure
+
+
+def _probes(points: Sequence[NoisePoint], xs: Sequence[float]) -> go.Scatter:
+    """The probes that resolved a noise scale."""
+    known = [(x, p) for x, p in zip(xs, points, strict=True) if p.noise_scale is not None]
+    return go.Scatter(
+        x=[x for x, _ in known],
+        y=[p.noise_scale for _, p in known],
+        mode="lines+markers",
+        name="noise scale",
+        line={"color": MEASURED, "width": 2},
+        marker=marker(MEASURED),
+        text=[_probe_words(p) for _, p in known],
+        hovertemplate="%{text}<extra></extra>",
+    )
 
 
 def _places(points: Sequence[NoisePoint]) -> list[float]:
