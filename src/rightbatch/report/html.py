@@ -58,8 +58,8 @@ _CAPTIONS = {
     ),
     "noise": (
         "Gradient noise along a run",
-        "The noise scale is the batch size at which the gradient is half noise; it often grows as the "
-        "loss falls. An arrow means that the data set no upper end.",
+        "The noise scale is the batch size at which the gradient is half noise; it often grows as "
+        "the loss falls. An arrow means that the data set no upper end.",
     ),
     "range_test": (
         "Learning rate range test",
