@@ -43,9 +43,10 @@ class Hoarder(nn.Module):
         return self.out(torch.tanh(self.layer(inputs)))
 
 
-def hoard() -> Task:
+@pytest.fixture
+def hoard(device: torch.device) -> Task:
     """A task with every kind of state there already: gradients, moments, a tensor setting."""
-    model = Hoarder()
+    model = Hoarder().to(device)
     optimizer = torch.optim.Adam(
         [{"params": list(model.layer.parameters())}, {"params": list(model.out.parameters())}],
         lr=0.01,
@@ -70,6 +71,10 @@ def _assign_data(task: Task) -> None:
 
 def _replace_parameter(task: Task) -> None:
     task.model.layer.weight = nn.Parameter(torch.zeros(3, 3))
+
+
+def _give_gradient(task: Task) -> None:
+    task.model.out.bias.grad = torch.ones_like(task.model.out.bias)
 
 
 def _draw_from_numpy(task: Task) -> None:
@@ -100,7 +105,7 @@ CHANGES: dict[str, Callable[[Task], Any]] = {
     "a gradient": _in_place(lambda task: task.model.layer.weight.grad),
     "gradients gone": lambda task: task.optimizer.zero_grad(set_to_none=True),
     "gradients zero": lambda task: task.optimizer.zero_grad(set_to_none=False),
-    "a gradient where none was": lambda task: setattr(task.model.out.bias, "grad", torch.ones(1)),
+    "a gradient where none was": lambda task: _give_gradient(task),
     "requires_grad": lambda task: task.model.layer.requires_grad_(False),
     "a buffer": _in_place(lambda task: task.model.buffer),
     "which buffer": lambda task: setattr(task.model, "buffer", torch.arange(3.0)),
@@ -140,73 +145,106 @@ CHANGES: dict[str, Callable[[Task], Any]] = {
     "python's random state": lambda task: random.random(),
     "numpy's random state": _draw_from_numpy,
     "torch's random state": lambda task: torch.rand(1),
+    "the device's random state": lambda task: torch.rand(1, device=task.device),
 }
+# What a pass without a step may not change either, though weights are not copied for it.
+PASSES = [
+    "a gradient",
+    "gradients gone",
+    "gradients zero",
+    "a gradient where none was",
+    "requires_grad",
+    "a buffer",
+    "one buffer more",
+    "train and eval",
+    "a counter",
+    "a plain tensor",
+    "a list",
+    "one forward hook more",
+    "python's random state",
+    "numpy's random state",
+    "the device's random state",
+]
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_the_snapshot_sees(change: Callable[[Task], Any]) -> None:
-    task = hoard()
-    before = snapshot(task)
-    change(task)
+def test_the_snapshot_sees(change: Callable[[Task], Any], hoard: Task) -> None:
+    before = snapshot(hoard)
+    change(hoard)
     with pytest.raises(AssertionError, match="changed behind the user's back"):
-        assert_same_world(before, snapshot(task))
+        assert_same_world(before, snapshot(hoard))
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_puts_back(change: Callable[[Task], Any]) -> None:
-    task = hoard()
-    before = snapshot(task)
-    with task.preserved():
-        change(task)
-    assert_same_world(before, snapshot(task))
+def test_puts_back(change: Callable[[Task], Any], hoard: Task) -> None:
+    before = snapshot(hoard)
+    with hoard.preserved():
+        change(hoard)
+    assert_same_world(before, snapshot(hoard))
 
 
-def test_puts_everything_back_together() -> None:
-    task = hoard()
-    before = snapshot(task)
-    with task.preserved():
+@pytest.mark.parametrize("name", PASSES)
+def test_puts_back_all_but_weights_where_no_step_is_taken(name: str, hoard: Task) -> None:
+    before = snapshot(hoard)
+    with hoard.preserved(weights=False):
+        CHANGES[name](hoard)
+    assert_same_world(before, snapshot(hoard))
+
+
+@pytest.mark.parametrize("name", ["a parameter", "a moment", "a learning rate"])
+def test_no_copy_of_weights_is_made_where_no_step_is_taken(name: str, hoard: Task) -> None:
+    """A copy would show: the change would be undone."""
+    before = snapshot(hoard)
+    with hoard.preserved(weights=False):
+        CHANGES[name](hoard)
+    with pytest.raises(AssertionError, match="changed behind the user's back"):
+        assert_same_world(before, snapshot(hoard))
+
+
+def test_puts_everything_back_together(hoard: Task) -> None:
+    before = snapshot(hoard)
+    with hoard.preserved():
         for change in CHANGES.values():
             # An earlier change may have taken away what this one needs.
             with suppress(AttributeError, KeyError, IndexError, TypeError, RuntimeError):
-                change(task)
-    assert_same_world(before, snapshot(task))
+                change(hoard)
+    assert_same_world(before, snapshot(hoard))
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_puts_back_whatever_is_raised_and_lets_it_through(error: type[BaseException]) -> None:
-    task = hoard()
-    before = snapshot(task)
-    with pytest.raises(error, match="half-way"), task.preserved():  # noqa: PT012
-        task.step(next(task.batches(4)))
+def test_puts_back_whatever_is_raised_and_lets_it_through(
+    error: type[BaseException], hoard: Task
+) -> None:
+    before = snapshot(hoard)
+    with pytest.raises(error, match="half-way"), hoard.preserved():  # noqa: PT012
+        hoard.step(next(hoard.batches(4)))
         raise error("half-way")
-    assert_same_world(before, snapshot(task))
+    assert_same_world(before, snapshot(hoard))
 
 
-def test_puts_back_when_a_generator_is_abandoned_inside() -> None:
-    task = hoard()
-    before = snapshot(task)
+def test_puts_back_when_a_generator_is_abandoned_inside(hoard: Task) -> None:
+    before = snapshot(hoard)
 
     def steps() -> Iterator[Tensor]:
-        with task.preserved():
-            for batch in task.batches(4):
-                yield task.step(batch)
+        with hoard.preserved():
+            for batch in hoard.batches(4):
+                yield hoard.step(batch)
 
     running = steps()
     next(running)
     running.close()
-    assert_same_world(before, snapshot(task))
+    assert_same_world(before, snapshot(hoard))
 
 
-def test_inner_use_goes_back_to_the_inner_beginning() -> None:
-    task = hoard()
-    outermost = snapshot(task)
-    with task.preserved():
-        task.step(next(task.batches(4)))
-        middle = snapshot(task)
-        with task.preserved():
-            task.step(next(task.batches(4)))
-        assert_same_world(middle, snapshot(task))
-    assert_same_world(outermost, snapshot(task))
+def test_inner_use_goes_back_to_the_inner_beginning(hoard: Task) -> None:
+    outermost = snapshot(hoard)
+    with hoard.preserved():
+        hoard.step(next(hoard.batches(4)))
+        middle = snapshot(hoard)
+        with hoard.preserved():
+            hoard.step(next(hoard.batches(4)))
+        assert_same_world(middle, snapshot(hoard))
+    assert_same_world(outermost, snapshot(hoard))
 
 
 def test_twice_the_same_steps_give_the_same_losses() -> None:
@@ -255,27 +293,25 @@ def _press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_while_putting_back_waits_until_all_is_back() -> None:
-    task = hoard()
-    task.model.loud = Loud(_press_ctrl_c)
-    before = snapshot(task)
-    with pytest.raises(KeyboardInterrupt, match=r"^$"), task.preserved():  # noqa: PT012
-        task.model.loud["b"] = 2
-        task.step(next(task.batches(4)))
-    assert_same_world(before, snapshot(task))
+def test_ctrl_c_while_putting_back_waits_until_all_is_back(hoard: Task) -> None:
+    hoard.model.loud = Loud(_press_ctrl_c)
+    before = snapshot(hoard)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"), hoard.preserved():  # noqa: PT012
+        hoard.model.loud["b"] = 2
+        hoard.step(next(hoard.batches(4)))
+    assert_same_world(before, snapshot(hoard))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_what_cannot_be_put_back_does_not_keep_the_rest_from_it() -> None:
-    task = hoard()
-    task.model.loud = Loud(_raise_os_error)
-    before = snapshot(task)
-    with pytest.raises(OSError, match="cannot be put back"), task.preserved():  # noqa: PT012
-        task.model.loud["b"] = 2
-        task.step(next(task.batches(4)))
+def test_what_cannot_be_put_back_does_not_keep_the_rest_from_it(hoard: Task) -> None:
+    hoard.model.loud = Loud(_raise_os_error)
+    before = snapshot(hoard)
+    with pytest.raises(OSError, match="cannot be put back"), hoard.preserved():  # noqa: PT012
+        hoard.model.loud["b"] = 2
+        hoard.step(next(hoard.batches(4)))
         random.random()
-    del task.model.loud["b"]
-    assert_same_world(before, snapshot(task))
+    del hoard.model.loud["b"]
+    assert_same_world(before, snapshot(hoard))
 
 
 def test_interrupts_are_left_to_the_main_thread() -> None:
@@ -291,10 +327,9 @@ def test_interrupts_are_left_to_the_main_thread() -> None:
     assert entered == [signal.default_int_handler]
 
 
-def test_attributes_that_hold_themselves_do_not_run_in_circles() -> None:
-    task = hoard()
-    task.model.circle = {"numbers": [1]}
-    task.model.circle["itself"] = task.model.circle
-    with task.preserved():
-        task.model.circle["itself"]["numbers"].append(2)
-    assert task.model.circle["numbers"] == [1]
+def test_attributes_that_hold_themselves_do_not_run_in_circles(hoard: Task) -> None:
+    hoard.model.circle = {"numbers": [1]}
+    hoard.model.circle["itself"] = hoard.model.circle
+    with hoard.preserved():
+        hoard.model.circle["itself"]["numbers"].append(2)
+    assert hoard.model.circle["numbers"] == [1]

@@ -37,13 +37,12 @@ def preflight(task: Task) -> tuple[str, ...]:
     """
     _check_optimizer_needs_no_closure(task)
     size = min(task.default_batch_size, 8)
-    with task.preserved(), _rule("`dataset` must yield a batch"):
+    with task.preserved(weights=False), _rule("`dataset` must yield a batch"):
         batch = next(task.batches(size, seed=0))
     _check_size(batch, size, has_weight=task._weight is not None)
-    # One after the other, so that never two copies of the model are held.
-    with task.preserved(), _rule("`loss(model, batch)` must run on a batch"):
+    with task.preserved(weights=False), _rule("`loss(model, batch)` must run on a batch"):
         first = task.loss(batch)[0].item()
-    with task.preserved(), _rule("the loss of a batch must have a gradient"):
+    with task.preserved(weights=False), _rule("the loss of a batch must have a gradient"):
         task.optimizer.zero_grad(set_to_none=True)
         loss = task.loss(batch)[0]
         _check_loss(first, loss.item())
