@@ -1,6 +1,7 @@
 """Oracles: the closed form sqrt(half x B_c), and brute force over the grid (rungs 1 and 2)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -307,3 +308,17 @@ def test_a_memory_search_without_time_does_not_cap_what_was_timed() -> None:
     )
     made = plan(throughput(), critical(5000.0), unfinished)
     assert made.micro_batch_size > 8
+
+
+def test_a_size_that_a_busy_machine_slowed_is_no_slower_than_a_larger_one() -> None:
+    clean = throughput()
+    busy = replace(
+        clean,
+        points=tuple(
+            replace(p, total_seconds=0.6) if p.batch_size == 8 else p for p in clean.points
+        ),
+    )
+    made = plan(busy, critical(160.0))
+    at_8 = next(c for c in made.candidates if c.batch_size == 8)
+    assert at_8.step_seconds == pytest.approx(0.026)  # what 16 took
+    assert made.batch_size == plan(clean, critical(160.0)).batch_size

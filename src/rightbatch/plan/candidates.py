@@ -79,7 +79,17 @@ def list_ways(
 def step_seconds(throughput: ThroughputProfile, micro_batch_sizes: list[int]) -> Floats:
     """Seconds of one pass at each size: linear between measured sizes, never beyond them."""
     sizes = [point.batch_size for point in throughput.points]
-    return np.interp(micro_batch_sizes, sizes, [p.total_seconds for p in throughput.points])
+    return np.interp(micro_batch_sizes, sizes, never_falling(throughput))
+
+
+def never_falling(throughput: ThroughputProfile) -> Floats:
+    """Seconds of one pass at the measured sizes, without what a busy machine added to some.
+
+    A smaller batch takes no longer than a larger one, and a busy machine only ever adds: so a
+    size is at most as slow as every larger one was.
+    """
+    totals = np.array([point.total_seconds for point in throughput.points])
+    return np.minimum.accumulate(totals[::-1])[::-1]
 
 
 def draw_critical(
@@ -114,7 +124,7 @@ def draw_times(
         generator: Of the draws.
     """
     sizes = np.array([point.batch_size for point in throughput.points], dtype=float)
-    totals = np.array([point.total_seconds for point in throughput.points])
+    totals = never_falling(throughput)
     spread = np.array(
         [np.log(max(p.high / p.low, 1.0)) if p.low > 0 else 0.0 for p in throughput.points]
     )

@@ -98,7 +98,7 @@ def _hardware(throughput: ThroughputProfile) -> str:
     alpha = format_seconds(throughput.alpha_seconds)
     beta = format_seconds(throughput.beta_seconds_per_example)
     words = f"A step costs {alpha} plus {beta} per example"
-    if throughput.half_batch_size is not None:
+    if throughput.half_batch_size is not None and round(throughput.half_batch_size) > 0:
         half = format_count(round(throughput.half_batch_size))
         words += f", so half the peak speed is reached at {half}"
     if throughput.bottleneck == "loading":
