@@ -126,7 +126,11 @@ def test_a_member_of_a_zip_archive_is_unpacked_and_the_archive_dropped(
     assert [p.name for p in cache.iterdir()] == ["numbers.bin"]
 
 
-@pytest.mark.parametrize("content", [zipped("other.bin"), b"<html>gone</html>", zipped("x")[:99]])
+@pytest.mark.parametrize(
+    "content",
+    [zipped("other.bin"), b"<html>gone</html>", zipped("x")[:99]],
+    ids=["other member", "web page", "truncated"],  # a zip holds the time it was made
+)
 def test_an_archive_without_the_member_is_an_error(content: bytes, cache: Path) -> None:
     file = DataFile(name="numbers.bin", url=FILE.url, sha256=SHA256, member="inner.bin")
     with pytest.raises(DataUnavailable, match=r"zip archive with 'inner.bin' in it, got \w+: "):
