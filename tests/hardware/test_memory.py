@@ -192,10 +192,22 @@ def test_sizes_over_the_budget_are_not_feasible(budget_mib: int) -> None:
 class SteadyMeter:
     """Always the same peak, where the real one would vary with the allocator's mood."""
 
-    def reset(self) -> None: ...
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def reset(self) -> None:
+        self.calls.append("reset")
 
     def peak_bytes(self) -> int:
+        self.calls.append("peak")
         return 1000
+
+
+def test_every_try_has_a_peak_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = SteadyMeter()
+    monkeypatch.setattr("rightbatch.hardware.memory.meter_for", lambda device: meter)
+    profile = measure_memory(task_with(lambda size: None))
+    assert meter.calls == ["reset", "peak"] * len(profile.points)
 
 
 @pytest.mark.parametrize(("workers", "waiting"), [(0, 0), (2, 6)])

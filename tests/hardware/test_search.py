@@ -90,8 +90,8 @@ def test_nothing_fits() -> None:
 
 def test_no_size_below_the_floor_is_tried() -> None:
     memory = FakeMemory([(100, 1)], limit_bytes=50)
-    profile = search(memory, cap=1000, first=9, budget_bytes=50, floor=2)
-    assert memory.calls == [9, 4, 2]
+    profile = search(memory, cap=1000, first=7, budget_bytes=50, floor=2)
+    assert memory.calls == [7, 3, 2]
     assert profile.status is Status.NOTHING_FITS
 
 

@@ -8,7 +8,8 @@ import torch
 
 from rightbatch.errors import TaskError
 from rightbatch.hardware import measure_throughput, seconds_at
-from rightbatch.hardware.throughput import _default_sizes
+from rightbatch.hardware.stations import Station
+from rightbatch.hardware.throughput import _default_sizes, _summarize
 from rightbatch.results import Status, ThroughputPoint, ThroughputProfile
 from rightbatch.task import Task
 from rightbatch.testing import FakeClock
@@ -217,6 +218,85 @@ def test_the_first_steps_at_a_size_do_not_count() -> None:
 
     profile = measure_throughput(task_with(step), [4, 8], time_budget_seconds=10.0, clock=clock)
     assert [point.high for point in profile.points] == [pytest.approx(0.01)] * 2
+
+
+def test_steps_that_another_process_disturbs_do_not_count() -> None:
+    """Every third step takes ten times as long."""
+    clock, steps = FakeClock(), itertools.count()
+    task = task_with(lambda size: clock.advance(0.01 * (10 if next(steps) % 3 == 0 else 1)))
+    profile = measure_throughput(task, [4, 8], time_budget_seconds=20.0, clock=clock)
+    assert [point.high for point in profile.points] == [pytest.approx(0.01)] * 2
+
+
+def test_a_size_is_warmed_up_before_it_counts_and_the_first_of_all_longer() -> None:
+    clock, steps = FakeClock(), list[int]()
+
+    def step(size: int) -> None:
+        steps.append(size)
+        clock.advance(0.001)
+
+    measure_throughput(task_with(step), [4, 8, 16], time_budget_seconds=20.0, clock=clock)
+    visits = [(size, len(list(group))) for size, group in itertools.groupby(steps)]
+    assert visits[0] == (4, 20 + 3)
+    assert visits[1] == (8, 3 + 3)
+
+
+def test_steps_that_become_slow_do_not_overrun_the_budget() -> None:
+    clock = FakeClock()
+    task = task_with(lambda size: clock.advance(0.001 if clock() < 1 else 0.5))
+    measure_throughput(task, [4, 8], time_budget_seconds=10.0, clock=clock)
+    assert clock() <= 12.5
+
+
+def test_loading_that_becomes_slow_does_not_overrun_the_budget() -> None:
+    clock = FakeClock()
+
+    def collate(examples: list[torch.Tensor]) -> torch.Tensor:
+        clock.advance(0.001 if clock() < 1 else 0.5)
+        return torch.stack(examples)
+
+    task = task_with(lambda size: clock.advance(0.01), collate_fn=collate)
+    measure_throughput(task, [4, 8], time_budget_seconds=10.0, clock=clock)
+    assert clock() <= 12.5
+
+
+def test_calibration_leaves_time_for_the_rounds() -> None:
+    clock, notes = FakeClock(), list[str]()
+    task = timed_task(clock, alpha=0.119, beta=0.0)
+    profile = measure_throughput(
+        task,
+        time_budget_seconds=12.0,
+        clock=clock,
+        progress=lambda fraction, note: notes.append(note),
+    )
+    assert "throughput: round 4" in notes
+    assert len(profile.points) >= 5
+    assert profile.status is Status.OUT_OF_TIME
+
+
+def test_rounds_end_once_every_interval_is_narrow() -> None:
+    clock, notes = FakeClock(), list[str]()
+    measure_throughput(
+        timed_task(clock, alpha=0.01, beta=0.0),
+        [4, 8],
+        time_budget_seconds=60.0,
+        clock=clock,
+        progress=lambda fraction, note: notes.append(note),
+    )
+    assert notes[-1] == "throughput: round 5"
+    assert clock() < 6.0
+
+
+def test_what_workers_gain_at_one_size_holds_for_the_others() -> None:
+    """A batch of 8 takes 1 s in this process and 0.25 s with workers: a quarter everywhere."""
+    stations = [
+        Station(size, iter(()), None, 0.1, 9.9, step_samples=[0.1], load_samples=[load])
+        for size, load in [(4, 0.5), (8, 1.0), (16, 2.0)]
+    ]
+    profile = _summarize(stations, (8, 0.25), 0, Status.OK)
+    assert [point.load_seconds for point in profile.points] == [0.125, 0.25, 0.5]
+    assert [point.total_seconds for point in profile.points] == [0.125, 0.25, 0.5]
+    assert profile.bottleneck == "loading"
 
 
 def test_memory_ends_the_growth() -> None:

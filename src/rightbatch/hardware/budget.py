@@ -13,7 +13,6 @@ import torch
 _SHARE_OF_HEADROOM = 0.75  # on a CPU: fragmentation, and whatever other processes will want
 _SHARE_OF_DEVICE = 0.9  # on a device of one's own: fragmentation only
 _SHARE_OF_PHYSICAL = 0.5  # where nothing says how much of the machine's memory is free
-_UNLIMITED_V1 = 2**62  # cgroup v1 writes "no limit" as a number near 2**63
 
 
 def cpu_budget_bytes(*, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -143,7 +142,7 @@ def _headroom_v2(folder: Path) -> Iterator[int]:
 def _headroom_v1(folder: Path) -> Iterator[int]:
     current = _number(folder / "memory.usage_in_bytes")
     limit = _number(folder / "memory.limit_in_bytes")
-    if current is not None and limit is not None and limit < _UNLIMITED_V1:
+    if current is not None and limit is not None:  # near 2**63 for "no limit": never the smallest
         yield limit - (current - _table(folder / "memory.stat").get("total_inactive_file", 0))
 
 

@@ -19,7 +19,6 @@ _QUICK_SHARE = 0.01  # of the budget; slower steps are not repeated before the r
 _LOADING_SHARE = 0.25  # of a window
 _MOST_STEPS, _MOST_LOADS = 1000, 20  # in a window
 _OVERRUN = 2  # times what a window was planned to take; then it ends with the steps it has
-_SETTLING_FROM = 4  # steps in a window; then one more is cheap, and the first is left out
 
 
 @final
@@ -40,9 +39,8 @@ class Station:
     @property
     def window_seconds(self) -> float:
         """What a window is expected to take."""
-        settling = self.steps_per_window >= _SETTLING_FROM
-        steps = self.steps_per_window + settling
-        return steps * self.step_seconds + self.loads_per_window * self.load_seconds
+        stepping = self.steps_per_window * self.step_seconds
+        return stepping + self.loads_per_window * self.load_seconds
 
     def plan_window(self, seconds: float) -> None:
         """Choose how many batches to load and steps to take in about these seconds."""
@@ -92,8 +90,6 @@ class Stopwatch:
         count = station.loads_per_window
         station.load_samples.append(self._load(station.stream, count, limit)[0])
         count = station.steps_per_window
-        if count >= _SETTLING_FROM:  # caches and allocator still hold another size
-            self._step(station.batch, 1)
         station.step_samples.append(self._step(station.batch, count, limit))
 
     def _load(
