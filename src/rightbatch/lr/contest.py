@@ -28,7 +28,7 @@ _LAPS = 3  # orders of the data, the first included
 _PODIUM = 3  # rates that run the further laps
 _SETTLED = 3.0  # a race that ran so many times longer than its leader needed is over
 _SETTLED_STEPS = 32  # but not before so many steps
-_FALLING = 2.0  # below, the loss was still on its way down when the time ended
+_FALLING = 1.8  # below, the loss was still on its way down when the time ended
 
 
 @final

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from rightbatch.results import LRCurve, LRPoint, Status
 
+_DOUBT = 3.0  # standard errors; the lowest of many losses is low by about two
 _DISAGREEMENT = 10.0  # repeats a decade apart do not measure the same thing
 
 
@@ -124,11 +125,12 @@ def read(sweep: Sweep, *, half_width: float) -> Reading:
 
 
 def _clipped(start: float, losses: list[float]) -> list[float]:
-    """Cut explosions at the height of the first tenth of the sweep, where rates change nothing.
+    """Cut explosions a little above the first fifth of the sweep, where rates change nothing.
 
-    A loss above that is as bad as a larger one, and must not leak into its neighbours' averages.
+    A loss up there is as bad as a higher one, and must not leak into its neighbours' averages.
     """
-    ceiling = max(start, *losses[: max(1, len(losses) // 10)])
+    early = [start, *losses[: max(1, len(losses) // 5)]]
+    ceiling = max(early) + 4 * (max(early) - min(early))
     return [min(loss, ceiling) for loss in losses]
 
 
@@ -155,8 +157,8 @@ def edge_of(
         True
     """
     lowest = min(smoothed)
-    last = max(index for index, loss in enumerate(smoothed) if loss <= lowest + noise)
-    rose = exploded or max(smoothed[last:]) > lowest + 4 * noise
+    last = max(index for index, loss in enumerate(smoothed) if loss <= lowest + _DOUBT * noise)
+    rose = exploded or max(smoothed[last:]) > lowest + 2 * _DOUBT * noise
     return rates[last] if rose and (exploded or last < len(rates) - 1) else None
 
 
@@ -176,7 +178,7 @@ def steepest_fall(
         >>> steepest_fall([1.0, 2.0, 4.0, 8.0, 16.0], [9.0, 9.0, 5.0, 1.0, 1.0], noise=0.1)
         4.0
     """
-    if len(smoothed) < 3 or smoothed[0] - min(smoothed) <= 4 * noise:
+    if len(smoothed) < 3 or smoothed[0] - min(smoothed) <= 2 * _DOUBT * noise:
         return None
     slopes = [after - before for before, after in zip(smoothed, smoothed[2:], strict=False)]
     return rates[1 + slopes.index(min(slopes))]

@@ -20,7 +20,7 @@ from rightbatch.lr.arena import Arena
 from rightbatch.lr.contest import Contest, judge
 from rightbatch.lr.course import lay_out
 from rightbatch.lr.judging import affordable_steps, rate_grid, survivor_counts
-from rightbatch.lr.stepping import Pace, checked_batch_size, measure_pace
+from rightbatch.lr.stepping import Pace, checked_batch_size, measure_pace, seed_everything
 from rightbatch.results import LRRace
 from rightbatch.scaling import default_rule, scale_learning_rate
 from rightbatch.task import Task
@@ -50,16 +50,17 @@ def race(
     r"""Choose the learning rate that trains fastest at one batch size.
 
     Successive halving: about six rates, each twice the one before, train from the same weights;
-    after every rung the better half goes on, ``eta`` times as far. The winner has the least mean
-    log held-out loss over the last three quarters of its steps. If it lies at the end of the
-    grid, further rates join. Once the loss has settled, the time that is left goes into rates
-    between the winner and its neighbours, and into further laps with another order of the data.
+    after every rung the better half goes on, ``eta`` times as far. The winner has the least
+    mean log held-out loss along the way. If it lies at the end of the grid, further rates join.
+    Once the loss has settled, the time that is left goes into rates between the winner and its
+    neighbours, and into further laps with another order of the data.
 
     The trap: a race much shorter than the training favours rates that are too large: they fall
-    fastest at first and stall or diverge later. If the loss was still falling when the time
+    fastest at first, and stall or diverge later. If the loss was still falling when the time
     ended, the suggestion is therefore *half* the winner, and the status OUT_OF_TIME. In trials
-    on digits that took 1.1 to 1.3 times the fewest steps, where the winner itself took up to 17
-    times as many.
+    on digits, winners of races 0.15 to 0.4 times as long as the training to 97 % accuracy needed
+    1.7 to 3 times the fewest steps for it; with this rule 1.2 to 1.5 times, and after races 1.5
+    to 4 times as long 1.1 times.
 
     Args:
         task: What is trained; left as it was.
@@ -117,6 +118,7 @@ def race(
         seconds = _PLANNED_SHARE * deadline.remaining_seconds()
         grid = tuple(sorted({*rates})) if rates else _grid(centre, upper, pace, seconds, eta)
         chunks = _MARKING_SHARE * seconds / ((8 * len(grid) + 16) * max(pace.forward, 1e-9))
+        seed_everything(seed)
         course = lay_out(task, size=size, affordable_chunks=math.floor(chunks), seed=seed)
         weights = tuple(task.weigh(to_device(batch, task.device)) for batch in course.held_out)
         arena = Arena(task, course, deadline, seed, weights)

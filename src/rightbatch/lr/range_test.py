@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.lr.curve import Sweep, combine, log_spaced, read
@@ -19,7 +20,7 @@ from rightbatch.task import Task
 
 _FEWEST_STEPS = 30  # below, a decade has four points and an edge is a guess
 _HARDLY_ANY_STEPS = 10  # below, not even one sweep is worth its time
-_RUN = 4  # losses whose mean decides whether a sweep has blown up
+_RUN = 5  # losses whose median decides whether a sweep has blown up: one may be an odd example
 _PLANNED_SHARE = 0.9  # share of the time that is planned; the rest absorbs slower steps
 
 
@@ -193,9 +194,9 @@ def _sweep(
             return None
         set_rate(rate)
         losses.append(take_step(task, next(batches)))
-        mean = math.fsum(losses[-_RUN:]) / len(losses[-_RUN:])
-        best = min(best, mean)
-        if not mean <= stop_level(best, losses[:10]):  # not above would let NaN pass
+        middle = median(losses[-_RUN:])
+        best = min(best, middle)
+        if not math.isfinite(losses[-1]) or middle > stop_level(best, losses[:10]):
             break
         report(index / len(rates))
     else:
@@ -204,14 +205,14 @@ def _sweep(
 
 
 def stop_level(best: float, early_losses: Sequence[float]) -> float:
-    """Return the mean loss above which a sweep will not come back: four times the best, at least.
+    """Return the median loss above which a sweep will not come back: four times the best, at least.
 
     Four times means three distances above. A distance is at least the gap from the best to the
     worst early loss, for a sweep from trained weights has a tiny loss with rare large ones, and
     those say nothing about its rate.
 
     Args:
-        best: Lowest mean of a few losses so far.
+        best: Lowest median of a few losses so far.
         early_losses: The first ones, at rates that hardly change anything.
 
     Example:

@@ -28,7 +28,7 @@ class Snapshot:
     """Values of everything that a training step changes in a task, except random states."""
 
     parameters: list[Tensor]
-    buffers: list[_Kept]
+    buffers: dict[tuple[nn.Module, str], _Kept | None]
     state: dict[Any, dict[str, Any]]
     groups: list[dict[str, Any]]
 
@@ -38,7 +38,7 @@ def take_snapshot(task: Task) -> Snapshot:
     """Copy what training changes to host memory."""
     return Snapshot(
         parameters=[_to_host(parameter) for parameter in _trained(task)],
-        buffers=[_keep(buffer) for _, _, buffer in _buffers(task.model)],
+        buffers={place: _keep(buffer) for place, buffer in _buffers(task.model).items()},
         state={
             owner: {key: _keep(value) for key, value in entries.items()}
             for owner, entries in task.optimizer.state.items()
@@ -56,9 +56,13 @@ def put_back(task: Task, snapshot: Snapshot) -> None:
     for parameter, value in zip(_trained(task), snapshot.parameters, strict=True):
         parameter.copy_(value)
         parameter.grad = None
-    for (module, name, buffer), kept in zip(_buffers(task.model), snapshot.buffers, strict=True):
-        restored = _restored(buffer, kept)
-        if restored is not buffer:
+    buffers = _buffers(task.model)
+    for module, name in buffers.keys() - snapshot.buffers.keys():
+        delattr(module, name)  # registered since then
+    for (module, name), kept in snapshot.buffers.items():
+        live = buffers.get((module, name))
+        restored = _restored(live, kept)
+        if restored is not live:
             setattr(module, name, restored)
     state = task.optimizer.state
     for owner in state.keys() - snapshot.state.keys():
@@ -109,9 +113,9 @@ def _trained(task: Task) -> list[Tensor]:
     return list(parameters)
 
 
-def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    return [
-        (module, name, buffer)
+def _buffers(model: nn.Module) -> dict[tuple[nn.Module, str], Tensor | None]:
+    return {
+        (module, name): buffer
         for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False)
-    ]
+        for name, buffer in module._buffers.items()
+    }
