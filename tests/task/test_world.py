@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rightbatch.task import Task
 from rightbatch.task.world import _interrupts_held_back, preserved
 from tests.laws import assert_same_world, snapshot
-from tests.zoo import regression
+from tests.zoo import regression, sparse_gradients
 
 
 class Hoarder(nn.Module):
@@ -257,6 +257,21 @@ def test_twice_the_same_steps_give_the_same_losses() -> None:
             return [task.step(batch).item() for batch in islice(task.batches(4), 5)]
 
     assert losses() == losses()
+
+
+@pytest.mark.parametrize("change", [Tensor.zero_, lambda grad: grad.add_(grad)])
+def test_a_sparse_gradient_is_put_back(change: Callable[[Tensor], Tensor]) -> None:
+    task = sparse_gradients()
+    task.step(next(task.batches(4)))
+    grad = task.model[0].weight.grad
+    assert grad is not None
+    assert grad.is_sparse
+    before = grad.to_dense()
+    with task.preserved():
+        change(grad)
+        assert not torch.equal(grad.to_dense(), before)
+    assert task.model[0].weight.grad is grad
+    assert torch.equal(grad.to_dense(), before)
 
 
 def test_scripted_modules_are_put_back() -> None:

@@ -80,7 +80,10 @@ def _keep_tensor(tensor: Tensor) -> Restore:
     value = _written_once(alias).to("cpu", copy=True)
 
     def restore() -> None:
-        if alias.layout is torch.strided and tensor.data_ptr() != alias.data_ptr():
+        if alias.layout is not torch.strided:
+            tensor.copy_(value)  # a sparse alias shares the numbers, but not how many they are
+            return
+        if tensor.data_ptr() != alias.data_ptr():
             tensor.data = alias
         _written_once(alias).copy_(value)
 
