@@ -1,5 +1,6 @@
 """The whole loop: every instrument in turn, then the plan. No arithmetic of its own."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from rightbatch.errors import ResultsError
 from rightbatch.hardware import measure_memory, measure_throughput
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
-from rightbatch.plan import critical_batch_size, plan
+from rightbatch.plan import check_options, critical_batch_size, plan
 from rightbatch.report import render_html, render_text
 from rightbatch.results import Plan, Results, Status, ThroughputProfile
 from rightbatch.task import Task
+from rightbatch.task.preflight import mixes_examples
 
 T = TypeVar("T")
 
@@ -126,9 +128,10 @@ def find(
         ValueError: If the time budget is not positive.
         CannotPlan: If an option is out of range, or no batch size fits.
     """
-    if not time_budget_seconds > 0:
+    check_options(objective, devices, price_per_hour)
+    if not (math.isfinite(time_budget_seconds) and time_budget_seconds > 0):
         raise ValueError(
-            f"`time_budget_seconds` must be positive, got {time_budget_seconds}. "
+            f"`time_budget_seconds` must be positive and finite, got {time_budget_seconds}. "
             "A minute is enough for most tasks."
         )
     run = _Run(task, Deadline(time_budget_seconds, clock), seed, on_part, progress)
@@ -138,7 +141,7 @@ def find(
     # A search that ran out of time bounds nothing: then throughput watches the memory itself.
     cap = None if memory.status is Status.OUT_OF_TIME else memory.max_verified_batch_size
     throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
-    micro = cheap_micro_batch_size(throughput, task.default_batch_size)
+    micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)
     run.part("track", track_noise, micro_batch_size=micro)
     options: dict[str, Any] = {
@@ -153,21 +156,28 @@ def find(
     return run.keep(plan=final_plan, critical_batch_size=critical)
 
 
-def cheap_micro_batch_size(throughput: ThroughputProfile, batch_size: int) -> int:
+def noise_micro_batch_size(task: Task, throughput: ThroughputProfile) -> int:
     """Smallest measured size that is nearly as cheap per example as the cheapest.
 
-    Small micro-batches tell more about the noise, as long as they cost no more.
+    Small micro-batches tell more about the noise, as long as they cost no more. Where modules
+    mix examples the loss is another one at another size, so it is today's.
 
     Args:
+        task: What is measured.
         throughput: Seconds per step.
-        batch_size: Today's; never exceeded.
 
     Returns:
-        Examples per micro-batch.
+        Examples per micro-batch, at most today's batch size and an eighth of the data set.
     """
-    usable = [p for p in throughput.points if p.batch_size <= batch_size] or [throughput.points[0]]
-    costs = {p.batch_size: p.total_seconds / p.batch_size for p in usable}
-    return min(size for size, cost in costs.items() if cost <= _CHEAP * min(costs.values()))
+    if mixes_examples(task.model):
+        return task.default_batch_size
+    most = min(task.default_batch_size, max(1, (task.num_examples or 2**62) // 8))
+    costs = {p.batch_size: p.total_seconds / p.batch_size for p in throughput.points}
+    usable = {size: cost for size, cost in costs.items() if size <= most}
+    return min(
+        (size for size, cost in usable.items() if cost <= _CHEAP * min(usable.values())),
+        default=most,
+    )
 
 
 @final

@@ -263,7 +263,7 @@ class Plan:
     devices: int
     learning_rate: float | None
     hyperparameters: dict[str, float]  # of the optimizer's first group, at this batch size
-    low: int  # batch sizes within 5 % of the best, over the inputs' doubt
+    low: int  # sizes that are within 5 % of the best in at least half of the draws
     high: int | None
     objective: str  # "time" or "cost"
     candidates: tuple[Candidate, ...]

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import rightbatch as rb
-from rightbatch.cli import app
+from rightbatch.cli.commands import app
 
 pytestmark = pytest.mark.usefixtures("float32")
 
-TASK = '''
+TASK = """
 import torch
 from torch import nn
 import rightbatch as rb
@@ -47,7 +47,7 @@ def raises():
 
 def number():
     return 7
-'''
+"""
 
 
 @pytest.fixture
@@ -168,8 +168,10 @@ def test_a_task_that_cannot_be_measured_is_one_message(
     ("arguments", "message"),
     [
         (("find", "digits", "--devices", "0"), "must be at least 1, got 0"),
-        (("find", "digits", "--time-budget", "-5"), "must be positive, got -5"),
-        (("find", "digits", "--price-per-hour", "0"), "must be positive, got 0"),
+        (("find", "digits", "--time-budget", "-5"), "must be positive and finite, got -5"),
+        (("find", "digits", "--price-per-hour", "0"), "must be positive and finite, got 0"),
+        (("find", "digits", "--time-budget", "inf"), "must be positive and finite, got inf"),
+        (("find", "digits", "--seed", "-1"), "must not be negative, got -1"),
         (("find", "digits", "--objective", "joy"), "joy"),
         (("find", "digits", "--objective", "energy"), "needs measured joules"),
         (("find",), "TASK"),
@@ -221,14 +223,22 @@ def test_results_without_a_throughput_cannot_be_planned(lab: Path) -> None:
     assert done.exit_code == 0, done.output
     done = run("plan", "out/results.json")
     assert done.exit_code == 1
-    assert "got no ThroughputProfile" in " ".join(done.stderr.split())
+    assert "got no ThroughputProfile with points" in " ".join(done.stderr.split())
 
 
 def test_traceback_shows_where_it_came_from(lab: Path) -> None:
     done = run("noise", "lab_task.py:raises", "--traceback")
     assert done.exit_code == 1
-    assert done.exc_info is not None
-    assert "no such file on this planet" in str(done.exception)
+    assert "Traceback (most recent call last)" in done.stderr
+    assert 'raise LookupError("no such file on this planet")' in done.stderr
+    assert run("plan", "absent.json", "--traceback").exit_code == 2
+
+
+def test_what_the_users_code_prints_stays_out_of_the_results(lab: Path) -> None:
+    (lab / "loud.py").write_text("print('hello from the file')\n" + TASK)
+    done = run("noise", "loud.py:make_task", "--time-budget", "1", "--json")
+    assert json.loads(done.stdout)["task"]["name"] == "Linear"
+    assert "hello from the file" in done.stderr
 
 
 def test_tasks_and_doctor_tell_what_there_is(lab: Path) -> None:

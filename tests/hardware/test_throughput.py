@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from rightbatch.errors import TaskError
-from rightbatch.hardware import measure_throughput, seconds_at
+from rightbatch.hardware import measure_throughput
 from rightbatch.hardware.stations import Station
 from rightbatch.hardware.throughput import _default_sizes, _summarize
-from rightbatch.results import Status, ThroughputPoint, ThroughputProfile
+from rightbatch.results import Status, ThroughputProfile
 from rightbatch.task import Task
 from rightbatch.testing import FakeClock
 from tests.hardware.tasks import TimedExamples, failing_above, task_with, timed_task
@@ -415,54 +415,6 @@ def test_arguments_out_of_range_are_refused(
 
 
 # Interpolation.
-
-
-def profile_of(alpha: float, *points: tuple[int, float]) -> ThroughputProfile:
-    return ThroughputProfile(
-        points=tuple(
-            ThroughputPoint(
-                batch_size=size,
-                step_seconds=seconds / 2,
-                low=seconds / 2,
-                high=seconds / 2,
-                load_seconds=seconds / 2,
-                total_seconds=seconds,
-            )
-            for size, seconds in points
-        ),
-        alpha_seconds=alpha,
-        beta_seconds_per_example=0.0,
-        half_batch_size=None,
-        bottleneck="mixed",
-        status=Status.OK,
-    )
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "seconds"),
-    [(1, 1.125), (4, 1.5), (8, 2.0), (10, 2.5), (12, 3.0), (16, 4.0), (40, 7.0), (64, 10.0)],
-)
-def test_seconds_lie_on_the_lines_between_the_points(batch_size: int, seconds: float) -> None:
-    profile = profile_of(1.0, (8, 2.0), (16, 4.0), (64, 10.0))
-    assert seconds_at(profile, batch_size) == pytest.approx(seconds)
-
-
-def test_a_point_above_a_larger_size_is_lowered_to_it() -> None:
-    profile = profile_of(1.0, (4, 9.0), (8, 2.0), (16, 4.0))
-    assert seconds_at(profile, 4) == 2.0
-    totals = [seconds_at(profile, size) for size in range(1, 17)]
-    assert totals == sorted(totals)
-
-
-def test_the_fixed_part_never_lies_above_the_smallest_point() -> None:
-    assert seconds_at(profile_of(5.0, (4, 2.0)), 1) == 2.0
-
-
-@pytest.mark.parametrize("batch_size", [65, 0, -3, math.nan])
-def test_seconds_beyond_the_measured_sizes_are_refused(batch_size: float) -> None:
-    profile = profile_of(1.0, (8, 2.0), (64, 4.0))
-    with pytest.raises(ValueError, match=f"got {batch_size!r} where 8 to 64 were measured"):
-        seconds_at(profile, batch_size)
 
 
 @pytest.mark.gpu

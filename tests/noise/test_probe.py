@@ -246,6 +246,15 @@ def test_a_short_stream_ends_the_probe() -> None:
     assert noise.examples_used == 21
 
 
+@pytest.mark.parametrize(
+    "options", [{"precision": 0.0}, {"max_examples": 0}, {"micro_batch_size": -1}]
+)
+def test_wrong_options_are_refused(options: dict[str, float]) -> None:
+    (name,) = options
+    with pytest.raises(ValueError, match=f"`{name}` must be positive"):
+        measure_noise(QuadraticTask(examples=64).task, **options)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layout", ["flat", "permuted", "mixed", "sparse", "expanded"])
 def test_inner_products_do_not_depend_on_layout(dtype: torch.dtype, layout: str) -> None:

@@ -149,3 +149,35 @@ def test_the_same_seed_gives_the_same_track() -> None:
     torch.manual_seed(1)
     assert track_noise(task, steps=8, micro_batch_size=4) == again
     assert [p.step for p in first.points] == [p.step for p in again.points]
+
+
+def test_weights_that_overflow_in_the_last_step_are_a_divergence() -> None:
+    """The loss before the step is finite; the weights after it are not."""
+    model = nn.Linear(1, 1, bias=False).to(torch.float32)
+    data = [(torch.full((1,), 1e3, dtype=torch.float32), torch.zeros(1, dtype=torch.float32))] * 8
+    task = Task(
+        model,
+        torch.optim.SGD(model.parameters(), lr=1e36),
+        data,
+        supervised(F.mse_loss),
+        batch_size=2,
+    )
+    track = track_noise(task, steps=1, probes=2, micro_batch_size=1)
+    assert track.status is Status.DIVERGED
+    assert len(track.points) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
+        ({"batch_size": -5}, "`batch_size` must be at least 1, got -5"),
+        ({"batch_size": 65}, "got 65 where 64 is the most"),
+        ({"probes": 0}, "`probes` must be at least 1, got 0"),
+        ({"precision": 0.0}, r"`precision` must be positive, got 0\.0"),
+        ({"time_budget_seconds": 0.0}, r"`time_budget_seconds` must be positive, got 0\.0"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        track_noise(QuadraticTask(examples=64).task, **options)  # type: ignore[arg-type]

@@ -322,3 +322,78 @@ def test_a_size_that_a_busy_machine_slowed_is_no_slower_than_a_larger_one() -> N
     at_8 = next(c for c in made.candidates if c.batch_size == 8)
     assert at_8.step_seconds == pytest.approx(0.026)  # what 16 took
     assert made.batch_size == plan(clean, critical(160.0)).batch_size
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_unresolved_noise_still_gives_a_plan_and_says_so(optimizer: str) -> None:
+    made = plan(throughput(), facts(optimizer=optimizer), noise(None, 0.0, None))
+    assert made.status is Status.UNRESOLVED
+    assert made.learning_rate is not None
+    assert made.high is None
+    assert "could not be resolved" in made.reasons[0]
+
+
+def test_a_value_without_an_upper_end_is_the_centre_of_the_draws() -> None:
+    known = plan(throughput(), critical(5000.0, low=500.0, high=None))
+    unknown = plan(throughput(), critical(None, low=5.0, high=None))
+    assert known.batch_size > unknown.batch_size
+
+
+def test_no_noise_needs_no_batch() -> None:
+    made = plan(throughput(), critical(0.0, low=0.0, high=2.0))
+    smallest = made.candidates[0]
+    assert smallest.relative_steps < 3.1
+    assert made.batch_size <= 4
+
+
+def test_a_diverged_run_is_said() -> None:
+    track = NoiseTrack(
+        points=(),
+        batch_size=8,
+        learning_rate=0.1,
+        run_average=None,
+        low=3.0,
+        high=None,
+        trend=None,
+        status=Status.DIVERGED,
+    )
+    made = plan(throughput(), track)
+    assert made.status is Status.DIVERGED
+    assert "diverged" in made.reasons[0]
+
+
+def test_a_sweep_comes_before_the_noise() -> None:
+    sweep = CriticalBatchSize(value=2.0, low=2.0, high=2.0, source="sweep", status=Status.OK)
+    alone = plan(throughput(), sweep)
+    assert plan(throughput(), noise(5000.0, 4000.0, 6000.0), sweep) == alone
+
+
+def test_more_devices_than_examples_is_said() -> None:
+    with pytest.raises(ValueError, match="got 100 examples for 300 devices"):
+        plan(throughput(), critical(), facts(examples=100), devices=300)
+
+
+def test_devices_that_cannot_share_todays_batch_are_said() -> None:
+    made = plan(throughput(), critical(), facts(batch_size=64), devices=3)
+    assert made.current is None
+    assert any("Today's 64 cannot be made up" in reason for reason in made.reasons)
+
+
+def test_an_empty_profile_is_refused() -> None:
+    with pytest.raises(ValueError, match="no ThroughputProfile with points"):
+        plan(replace(throughput(), points=()), critical())
+
+
+def test_a_rate_below_the_winner_is_not_called_the_winner() -> None:
+    entry = RaceEntry(learning_rate=0.3, steps=9, loss=1.0, low=1.0, high=1.0)
+    race = LRRace(
+        batch_size=32,
+        entries=(entry,),
+        suggestion=0.15,
+        low=0.1,
+        high=0.3,
+        status=Status.OUT_OF_TIME,
+    )
+    made = plan(throughput(), critical(160.0), facts(), race)
+    assert made.learning_rate == 0.15
+    assert any("below the winner of a race" in reason for reason in made.reasons)

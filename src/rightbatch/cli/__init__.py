@@ -5,6 +5,29 @@ results file and nothing else. Exit codes: 0 done; 1 the task failed or nothing 
 recommended; 2 wrong usage; 130 interrupted.
 """
 
-from rightbatch.cli.commands import app, main
+import os
+import sys
 
-__all__ = ["app", "main"]
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line, and leave at once when interrupted.
+
+    The libraries take a second or more to import and again to tear down: a Ctrl-C during either
+    is one line and the exit code, not a traceback.
+    """
+    code: int | str | None = INTERRUPTED
+    try:
+        from rightbatch.cli.commands import app
+
+        app()
+    except SystemExit as end:
+        code = end.code
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted.\n")
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
+    sys.exit(code)

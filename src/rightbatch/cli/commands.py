@@ -65,7 +65,7 @@ def find_command(
         _refuse_energy(objective)
         with progress_bar() as progress:
             find(
-                load_task(task),
+                load_task(task, progress=progress),
                 objective=objective,
                 devices=devices,
                 price_per_hour=price_per_hour,
@@ -102,7 +102,7 @@ def _measure(
     """Load a task, run some instruments on it, deliver what they found."""
     in_session = open_session(output, as_json=as_json, traceback=traceback)
     with in_session as session, progress_bar() as progress:
-        task = load_task(spec)
+        task = load_task(spec, progress=progress)
         session.keep(Findings(task=task.facts(), environment=describe_environment(task.device)))
         measure(session, task, progress)
     _exit_if_nothing_fits(session.findings)
@@ -278,8 +278,3 @@ def doctor_command() -> None:
         except RightBatchError as error:
             table.add_row(f"task {name}", escape(str(error)))
     Console(highlight=False).print(table)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()

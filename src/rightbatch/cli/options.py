@@ -1,5 +1,6 @@
 """The options that the commands share, each with its check and its help."""
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +22,17 @@ def _at_least_one(value: int) -> int:
     return value
 
 
+def _not_negative(value: int) -> int:
+    if value < 0:
+        raise typer.BadParameter(f"must not be negative, got {value}. Any whole number will do.")
+    return value
+
+
 def _positive(value: float | None) -> float | None:
-    if value is not None and not value > 0:
-        raise typer.BadParameter(f"must be positive, got {value:g}. Leave it out for the default.")
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(
+            f"must be positive and finite, got {value:g}. Leave it out for the default."
+        )
     return value
 
 
@@ -46,7 +55,7 @@ Price = Annotated[
 Budget = Annotated[
     float, typer.Option("--time-budget", callback=_positive, help="Seconds of measuring.")
 ]
-Seed = Annotated[int, typer.Option(help="Of every random draw.")]
+Seed = Annotated[int, typer.Option(callback=_not_negative, help="Of every random draw.")]
 Output = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")
 ]

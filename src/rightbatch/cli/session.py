@@ -3,10 +3,11 @@
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from traceback import format_exception
+from typing import Any, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -15,12 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rightbatch import _codec
 from rightbatch._time import Deadline
 from rightbatch._time import Progress as ReportProgress
+from rightbatch.cli import INTERRUPTED
 from rightbatch.errors import ResultsError, RightBatchError, UnknownTask
 from rightbatch.find import Findings
 
 words = Console(stderr=True, highlight=False)
-
-_INTERRUPTED = 130
 
 
 @dataclass
@@ -30,6 +30,7 @@ class Session:
     output: Path | None
     as_json: bool
     traceback: bool
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
     findings: Findings | None = None
     watch: Deadline = field(default_factory=lambda: Deadline(math.inf))
 
@@ -54,8 +55,8 @@ class Session:
             self.findings.save(self.output / "results.json")
             self.findings.to_html(self.output / "report.html")
         text = _codec.dumps(self.findings) if self.as_json else str(self.findings)
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        sys.stdout.flush()
+        self.stdout.write(text if text.endswith("\n") else text + "\n")
+        self.stdout.flush()
         if self.output is not None:
             words.print(f"Wrote {self.output / 'results.json'} and {self.output / 'report.html'}.")
 
@@ -65,16 +66,18 @@ def session(output: Path | None, *, as_json: bool, traceback: bool) -> Iterator[
     """Turn errors into one message and an exit code; keep what was measured."""
     session = Session(output, as_json, traceback)
     try:
-        if output is not None:
-            _prepare(output)
-        yield session
-        session.deliver()
+        # What the user's own code prints must not end up between the lines of the results.
+        with redirect_stdout(sys.stderr):
+            if output is not None:
+                _prepare(output)
+            yield session
+            session.deliver()
     except KeyboardInterrupt:
         words.print("Interrupted. Everything is as it was before.")
         if session.findings is not None and session.findings.seconds:
             words.print(f"Measured so far: {', '.join(session.findings.seconds)}.")
             session.deliver()
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     except (ResultsError, UnknownTask) as error:
         _fail(error, 2, traceback=traceback)
     except RightBatchError as error:
@@ -87,12 +90,12 @@ def session(output: Path | None, *, as_json: bool, traceback: bool) -> Iterator[
 
 def _fail(error: Exception, code: int, *, traceback: bool, unexpected: bool = False) -> NoReturn:
     if traceback:
-        raise error
+        words.print("".join(format_exception(error)), markup=False, soft_wrap=True)
     kind = f"{type(error).__name__}: " if unexpected else ""
     words.print(f"error: {kind}{error}", style="bold red", markup=False, soft_wrap=True)
     for note in getattr(error, "__notes__", ()):
         words.print(note, markup=False, soft_wrap=True)
-    if unexpected:
+    if unexpected and not traceback:
         words.print("Run again with --traceback to see where it came from.")
     raise typer.Exit(code)
 

@@ -2,6 +2,6 @@
 
 from rightbatch.hardware.budget import cpu_budget_bytes
 from rightbatch.hardware.memory import measure_memory
-from rightbatch.hardware.throughput import measure_throughput, seconds_at
+from rightbatch.hardware.throughput import measure_throughput
 
-__all__ = ["cpu_budget_bytes", "measure_memory", "measure_throughput", "seconds_at"]
+__all__ = ["cpu_budget_bytes", "measure_memory", "measure_throughput"]

@@ -106,47 +106,6 @@ def measure_throughput(
     return _summarize(stations, by_workers, seed, status)
 
 
-def seconds_at(profile: ThroughputProfile, batch_size: float) -> float:
-    """Return the seconds that one step takes, loading included, between measured sizes.
-
-    Interpolates ``total_seconds`` linearly. A larger batch never takes less time, and noise
-    only adds: so each point is lowered to the smallest one to its right before. Below the
-    smallest size the line goes down to ``alpha_seconds`` at no examples.
-
-    Args:
-        profile: With at least one point.
-        batch_size: Examples, positive, at most the largest measured size.
-
-    Raises:
-        ValueError: Beyond the largest measured size, where nothing is known.
-
-    Example:
-        >>> points = tuple(
-        ...     ThroughputPoint(
-        ...         batch_size=b, step_seconds=t, low=t, high=t, load_seconds=0.0, total_seconds=t
-        ...     )
-        ...     for b, t in [(10, 3.0), (20, 5.0)]
-        ... )
-        >>> profile = ThroughputProfile(
-        ...     points=points, alpha_seconds=1.0, beta_seconds_per_example=0.2, half_batch_size=5.0,
-        ...     bottleneck="compute", status=Status.OK,
-        ... )
-        >>> seconds_at(profile, 5), seconds_at(profile, 15)
-        (2.0, 4.0)
-    """
-    sizes = [point.batch_size for point in profile.points]
-    if not 0 < batch_size <= sizes[-1]:
-        raise ValueError(
-            f"`batch_size` must be positive and within the measured sizes, got {batch_size!r} "
-            f"where {sizes[0]} to {sizes[-1]} were measured. Step times are not extrapolated: "
-            "measure the throughput up to that size."
-        )
-    totals = np.array([point.total_seconds for point in profile.points])
-    lowered = np.minimum.accumulate(totals[::-1])[::-1]
-    fixed = min(profile.alpha_seconds, lowered[0])
-    return float(np.interp(batch_size, [0, *sizes], [fixed, *lowered]))
-
-
 def _check_arguments(
     task: Task, sizes: Sequence[int] | None, max_batch_size: int | None, budget: float
 ) -> int:

@@ -68,6 +68,7 @@ def measure_noise(
         ``high`` is ``None`` where the squared gradient may be zero.
 
     Raises:
+        ValueError: If an option is out of range.
         TaskError: If the data hold too few examples for three micro-batches, or a gradient
             is not finite.
 
@@ -81,8 +82,9 @@ def measure_noise(
     References:
         McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.2.
     """
+    check_probe_options(precision, max_examples, micro_batch_size, time_budget_seconds)
     task.check()
-    deadline = Deadline(time_budget_seconds or math.inf, clock)
+    deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
     with task.preserved(weights=False):
         estimate, record = run_probe(
             task,
@@ -94,6 +96,27 @@ def measure_noise(
             progress=progress,
         )
     return _as_noise_scale(estimate, record, precision, out_of_time=deadline.passed())
+
+
+def check_probe_options(
+    precision: float | None,
+    max_examples: int,
+    micro_batch_size: int | None,
+    time_budget_seconds: float | None,
+) -> None:
+    """Refuse options that no probe can be run with.
+
+    Raises:
+        ValueError: If one is out of range; the message names it.
+    """
+    for name, value, why in (
+        ("precision", precision, "It is the interval's half-width over the value, such as 0.2."),
+        ("max_examples", max_examples, "Thousands make a narrow interval."),
+        ("micro_batch_size", micro_batch_size, "Leave it out for a good choice."),
+        ("time_budget_seconds", time_budget_seconds, "Leave it out for no limit."),
+    ):
+        if value is not None and not value > 0:
+            raise ValueError(f"`{name}` must be positive, got {value!r}. {why}")
 
 
 @final
@@ -290,7 +313,7 @@ def _as_noise_scale(
     needed = None if precision is None else estimate.units_for(precision)
     missing = None if needed is None else max(0, math.ceil(needed) - record.examples)
     if high is None:
-        status = Status.UNRESOLVED if value is None or low == 0 else Status.AT_LEAST
+        status = Status.UNRESOLVED if low == 0 else Status.AT_LEAST
     elif missing:
         status = Status.OUT_OF_TIME if out_of_time else Status.TOO_FEW_EXAMPLES
     else:

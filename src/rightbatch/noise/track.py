@@ -20,7 +20,7 @@ from torch import Tensor
 from rightbatch._stats import fieller_interval
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.noise.estimators import NoiseEstimate
-from rightbatch.noise.probe import run_probe
+from rightbatch.noise.probe import check_probe_options, run_probe
 from rightbatch.results import NoisePoint, NoiseTrack, Status
 from rightbatch.task import Task
 
@@ -81,17 +81,19 @@ def track_noise(
         The probes, the run average with its interval, and the trend against the loss.
 
     Raises:
+        ValueError: If an option is out of range.
         TaskError: If a probe fails, see `measure_noise`. A run that diverges is a status.
 
     References:
         McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.3 and appendix D
         (averages over minimal steps).
     """
+    check_probe_options(precision, max_examples, micro_batch_size, time_budget_seconds)
+    size = _checked(task, steps, batch_size, probes)
     task.check()
-    size = batch_size or task.default_batch_size
     limit = _Limit(
         steps if steps is not None or time_budget_seconds is not None else _DEFAULT_STEPS,
-        Deadline(time_budget_seconds or math.inf, clock),
+        Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock),
     )
     taken: list[_Probe] = []
     healthy = True
@@ -117,10 +119,27 @@ def track_noise(
             )
             if not healthy:
                 break
+            healthy = all(bool(p.isfinite().all()) for p in task.parameters)
+            if not healthy:  # the step after the last loss may have been the one
+                break
             if limit.step > taken[-1].step:
                 probe()
     learning_rate = float(task.optimizer.param_groups[0]["lr"])
     return _summarize(taken, size, learning_rate, diverged=not healthy)
+
+
+def _checked(task: Task, steps: int | None, batch_size: int | None, probes: int) -> int:
+    """Refuse options that no run can be made with; return the run's batch size."""
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("probes", probes)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value!r}. Leave it out if unsure.")
+    size = batch_size or task.default_batch_size
+    if task.max_batch_size is not None and size > task.max_batch_size:
+        raise ValueError(
+            f"`batch_size` must not exceed the data set or `max_batch_size`, got {size} where "
+            f"{task.max_batch_size} is the most. A larger batch would repeat examples."
+        )
+    return size
 
 
 @dataclass(slots=True)
@@ -187,7 +206,7 @@ def _summarize(
     )
     status = Status.DIVERGED if diverged else Status.OK
     if high is None and not diverged:
-        status = Status.UNRESOLVED if average is None or low == 0 else Status.AT_LEAST
+        status = Status.UNRESOLVED if low == 0 else Status.AT_LEAST
     return NoiseTrack(
         points=points,
         batch_size=batch_size,

@@ -4,7 +4,7 @@
 the ways to train and their times, with their doubt; `choice.py` picks one; `reasons.py` says why.
 """
 
-from rightbatch.plan.choice import plan
+from rightbatch.plan.choice import check_options, plan
 from rightbatch.plan.critical import critical_batch_size
 
-__all__ = ["critical_batch_size", "plan"]
+__all__ = ["check_options", "critical_batch_size", "plan"]

@@ -97,16 +97,20 @@ def draw_critical(
 ) -> Floats:
     """Draw critical batch sizes from what is known of it, shape [draws].
 
-    Log-normal on either side of the value where the interval is closed; log-uniform upwards from
-    the lower end where it is open or the value unknown.
+    Log-normal on either side of the value where the interval is closed. Where its upper end is
+    open, the half above the value is as wide again as a thousandfold doubt; where there is no
+    value, log-uniform from the lower end over that span.
     """
-    low = max(critical.low, 1.0)
-    if critical.high is None or critical.value is None or critical.value <= 0:
-        return low * _UNKNOWN_SPAN ** generator.uniform(size=draws)
+    value, low, high = critical.value, critical.low, critical.high
+    if value is None or value <= 0:
+        if high is not None:  # no noise to speak of: anything up to the upper end
+            return generator.uniform(0, max(high, 1e-9), size=draws)
+        return max(low, 1.0) * _UNKNOWN_SPAN ** generator.uniform(size=draws)
+    sigmas = _NORMAL_95 / 2
+    down = np.log(value / min(max(low, value / _UNKNOWN_SPAN), value)) / sigmas
+    up = np.log(max(_UNKNOWN_SPAN if high is None else high / value, 1.0)) / sigmas
     z = generator.standard_normal(draws)
-    down = np.log(critical.value / min(low, critical.value)) / (_NORMAL_95 / 2)
-    up = np.log(max(critical.high, critical.value) / critical.value) / (_NORMAL_95 / 2)
-    return critical.value * np.exp(np.maximum(z, 0) * up + np.minimum(z, 0) * down)
+    return value * np.exp(np.maximum(z, 0) * up + np.minimum(z, 0) * down)
 
 
 def draw_times(

@@ -1,5 +1,6 @@
 """Choose a batch size and a learning rate from results alone."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -33,7 +34,7 @@ T = TypeVar("T")
 TIE = 0.05  # sizes within 5 % of the best are the same to us
 _DRAWS = 2000
 _SEED = 0  # a plan is a pure function of results: the same every time
-_EDGE_SHARE = 0.5  # never recommend more than half the rate at which the loss rises
+_EDGE_SHARE = 0.5  # a rate that no race confirmed stays below half of where the loss rises
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ def plan(
     References:
         McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.3: time and steps.
     """
-    _check_options(objective, devices, price_per_hour)
+    check_options(objective, devices, price_per_hour)
     inputs = _sort(results)
     facts = inputs.task
     weighed = _weigh(inputs, devices)
@@ -107,7 +108,7 @@ def plan(
     way = weighed.ways[chosen]
     current, speedup = _against_current(facts, weighed, chosen)
     low, high = _near_best(weighed, chosen)
-    rate, rate_source = _learning_rate(inputs, way.batch_size)
+    rate, rate_source = _learning_rate(inputs, way.batch_size, weighed.critical)
     candidates = _candidates(weighed, inputs.throughput)
     return Plan(
         batch_size=way.batch_size,
@@ -148,12 +149,17 @@ def _with_rate(facts: TaskFacts | None, rate: float | None) -> dict[str, float]:
 
 
 def _status(critical: CriticalBatchSize, tied: list[int]) -> Status:
-    if critical.status in (Status.UNRESOLVED, Status.AT_LEAST):
+    if critical.status in (Status.UNRESOLVED, Status.AT_LEAST, Status.DIVERGED):
         return critical.status
     return Status.TIE if len(tied) > 1 else Status.OK
 
 
-def _check_options(objective: str, devices: int, price_per_hour: float | None) -> None:
+def check_options(objective: str, devices: int, price_per_hour: float | None) -> None:
+    """Refuse options that no plan can be made with, before anything is measured for it.
+
+    Raises:
+        CannotPlan: If one is out of range.
+    """
     if objective == "energy":
         raise CannotPlan(
             "`objective` 'energy' needs measured joules, and none were. Plan for 'time' or 'cost'."
@@ -183,13 +189,16 @@ def _sort(results: tuple[Any, ...]) -> _Inputs:
         return next((part for part in reversed(flat) if isinstance(part, kind)), None)
 
     throughput = last(ThroughputProfile)
-    if throughput is None:
+    if throughput is None or not throughput.points:
         raise CannotPlan(
-            "a plan needs seconds per step, got no ThroughputProfile. "
+            "a plan needs seconds per step, got no ThroughputProfile with points. "
             "Measure one: rightbatch.measure_throughput(task)."
         )
-    # A measured noise scale is judged afresh; a critical batch size alone stands as it is.
-    critical = critical_batch_size(last(NoiseScale), last(NoiseTrack)) or last(CriticalBatchSize)
+    # Evidence beats the stand-in: a sweep or a branch comes before the noise. What an earlier
+    # plan made of the noise is judged afresh.
+    critical = last(CriticalBatchSize)
+    if critical is None or critical.source == "noise":
+        critical = critical_batch_size(last(NoiseScale), last(NoiseTrack)) or critical
     if critical is None:
         raise CannotPlan(
             "a plan needs the gradient noise, got no NoiseScale, NoiseTrack or CriticalBatchSize. "
@@ -222,18 +231,27 @@ def _weigh(inputs: _Inputs, devices: int) -> _Weighed:
     )
     fits = np.array([way.fits for way in ways], dtype=bool)
     if not fits.any():
-        largest = inputs.memory.max_verified_batch_size if inputs.memory else 0
-        smallest = inputs.throughput.points[0].batch_size
-        raise CannotPlan(
-            f"a batch size must fit, but on each of {devices} devices at most {largest} examples "
-            f"do and the smallest size that was timed is {smallest}. "
-            "Use a smaller model, fewer devices, or a device with more memory."
-        )
+        raise CannotPlan(_why_nothing_fits(inputs, devices))
     generator = np.random.default_rng(_SEED)
     critical = draw_critical(inputs.critical, _DRAWS, generator)
     times = draw_times(ways, inputs.throughput, critical, generator)
     best = np.where(fits, times, np.inf).min(axis=1)
     return _Weighed(ways, fits, times, times / best[:, None], float(np.median(critical)))
+
+
+def _why_nothing_fits(inputs: _Inputs, devices: int) -> str:
+    smallest = inputs.throughput.points[0].batch_size
+    examples = inputs.task.examples if inputs.task else None
+    if examples is not None and smallest * devices > examples:
+        return (
+            f"a batch must not exceed the data set, got {examples} examples for {devices} devices "
+            f"of at least {smallest}. Use fewer devices, or time smaller sizes."
+        )
+    largest = inputs.memory.max_verified_batch_size if inputs.memory else 0
+    return (
+        f"a batch size must fit, but on a device at most {largest} examples do and the smallest "
+        f"size that was timed is {smallest}. Use a smaller model, or a device with more memory."
+    )
 
 
 def _choose(weighed: _Weighed) -> tuple[int, list[int]]:
@@ -302,27 +320,29 @@ def _against_current(
     return current, Speedup(middle, low, high)
 
 
-def _learning_rate(inputs: _Inputs, batch_size: int) -> tuple[float | None, str]:
+def _learning_rate(inputs: _Inputs, batch_size: int, critical: float) -> tuple[float | None, str]:
     """Return the rate for this batch size, and where it comes from in words."""
     race, curve, facts = inputs.race, inputs.curve, inputs.task
     if race is not None and race.suggestion is not None:
-        if race.batch_size == batch_size:
-            return race.suggestion, f"won a race of {len(race.entries)} rates at this batch size"
-        start, source = race.suggestion, f"won the race at batch size {race.batch_size}"
-        origin = race.batch_size
-    elif facts is not None and facts.learning_rate and facts.batch_size:
-        start, origin = facts.learning_rate, facts.batch_size
-        source = f"is today's rate at batch size {origin}"
+        rate, origin = race.suggestion, race.batch_size
+        raced = any(math.isclose(rate, e.learning_rate, rel_tol=1e-6) for e in race.entries)
+        source = f"won a race of {len(race.entries)} rates at batch size {origin}"
+        if not raced:
+            source = f"lies below the winner of a race at batch size {origin} that ended early"
+        if origin == batch_size:
+            return rate, source
     elif curve is not None and curve.suggestion is not None:
-        start, origin = curve.suggestion, curve.batch_size
+        rate, origin = curve.suggestion, curve.batch_size
         source = f"was suggested by the range test at batch size {origin}"
+    elif facts is not None and facts.learning_rate and facts.batch_size:
+        rate, origin = facts.learning_rate, facts.batch_size
+        source = f"is today's rate at batch size {origin}"
     else:
         return None, ""
-    rule = default_rule(facts.optimizer if facts else "SGD")
-    rate = scale_learning_rate(
-        start, origin, batch_size, rule=rule, noise_scale=inputs.critical.value
-    )
-    source = f"{source}, scaled by the {rule} rule"
+    if origin != batch_size:
+        rule = default_rule(facts.optimizer if facts else "SGD")
+        rate = scale_learning_rate(rate, origin, batch_size, rule=rule, noise_scale=critical)
+        source = f"{source}, scaled by the {rule} rule"
     if curve is not None and curve.edge is not None and rate > _EDGE_SHARE * curve.edge:
         return _EDGE_SHARE * curve.edge, f"{source} and capped at half the edge of stability"
     return rate, source

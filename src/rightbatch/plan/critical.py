@@ -45,13 +45,23 @@ def critical_batch_size(
         low=_widened(value, low, -1),
         high=None if high is None else _widened(value, high, +1),
         source="noise",
-        status=status if status in (Status.AT_LEAST, Status.UNRESOLVED) else Status.OK,
+        status=_status(value, high, status),
     )
+
+
+def _status(value: float | None, high: float | None, measured: Status) -> Status:
+    if measured is Status.DIVERGED:
+        return measured
+    if high is None:
+        return Status.UNRESOLVED if value is None else Status.AT_LEAST
+    return Status.OK
 
 
 def _widened(value: float | None, end: float, side: int) -> float:
     """Move one end of a sampling interval outwards by the model's error (errors add in squares)."""
-    if not value or not end:
+    if not end:
         return end
+    if not value:  # the end alone is known: the model's error alone moves it
+        return end * math.exp(side * 1.96 * MODEL_LOG_SD)
     sampling = math.log(end / value)
     return value * math.exp(side * math.hypot(sampling, 1.96 * MODEL_LOG_SD))

@@ -81,10 +81,12 @@ def explain(
 
 def _statistics(critical: CriticalBatchSize) -> list[str]:
     size = format_interval(critical.value, critical.low, critical.high)
+    if critical.status is Status.DIVERGED:
+        return [f"{Status.DIVERGED.sentence} The critical batch size from before it is {size}."]
     if critical.status is Status.UNRESOLVED:
         return [
-            "The gradient noise could not be resolved, so the choice spreads over all it might be. "
-            "Give it more time."
+            f"The gradient noise could not be resolved (critical batch size: {size}): the choice "
+            "hedges over three decades of it. Give it more time."
         ]
     if critical.status is Status.AT_LEAST:
         return [f"The critical batch size is {size}: larger batches may pay more than shown here."]
@@ -97,12 +99,12 @@ def _statistics(critical: CriticalBatchSize) -> list[str]:
 def _hardware(throughput: ThroughputProfile) -> str:
     alpha = format_seconds(throughput.alpha_seconds)
     beta = format_seconds(throughput.beta_seconds_per_example)
-    words = f"A step costs {alpha} plus {beta} per example"
+    words = f"Computing a step costs {alpha} plus {beta} per example"
     if throughput.half_batch_size is not None and round(throughput.half_batch_size) > 0:
         half = format_count(round(throughput.half_batch_size))
         words += f", so half the peak speed is reached at {half}"
     if throughput.bottleneck == "loading":
-        words += ". Loading is the bottleneck: more workers would help more than any batch size"
+        words += ". Loading comes on top and is the bottleneck: more workers would help most"
     return words + "."
 
 
@@ -118,8 +120,13 @@ def _memory(memory: MemoryProfile | None, candidates: tuple[Candidate, ...]) -> 
 
 def _against_today(current: int | None, chosen: int, speedup: Speedup) -> list[str]:
     ratio, low, high = speedup.value, speedup.low, speedup.high
-    if current is None or ratio is None or low is None or high is None:
+    if current is None:
         return []
+    if ratio is None or low is None or high is None:
+        return [
+            f"Today's {current} cannot be made up of measured sizes on these devices, so there is "
+            "no comparison."
+        ]
     if current == chosen:
         return [f"That is today's batch size: keep {current}."]
     interval = format_interval(ratio, low, high, number=format_ratio)
