@@ -10,9 +10,10 @@ from typing import Any, final
 import pytest
 
 import rightbatch as rb
+from rightbatch.errors import TaskError
 from rightbatch.task import Task
-from tests.laws import assert_world_unchanged
-from tests.zoo import WORKING, Specimen
+from tests.laws import assert_same_world, assert_world_unchanged, snapshot
+from tests.zoo import REFUSED, WORKING, Specimen
 
 
 @final
@@ -62,6 +63,12 @@ INSTRUMENTS: dict[str, Callable[[Task], Any]] = {
 }
 
 
+# What is too little for an instrument is refused by name, and changes nothing either.
+TOO_LITTLE = {
+    ("two_examples", "noise"): "at least three micro-batches, got 2",
+    ("two_examples", "track"): "at least three micro-batches, got 2",
+}
+
 # `find` runs the others in turn, so a few specimens tell whether it does so in a preserved world.
 PAIRS = [
     pytest.param(specimen, name, id=f"{specimen}-{name}")
@@ -79,4 +86,19 @@ def test_nothing_changes(specimen: Specimen, instrument: str) -> None:
         if task.max_batch_size is None or task.max_batch_size > 2:
             task.step(batch)  # an optimizer with state, parameters with gradients
         break
-    assert_world_unchanged(task, lambda: INSTRUMENTS[instrument](task))
+    refusal = TOO_LITTLE.get((specimen.name, instrument))
+    if refusal is None:
+        assert_world_unchanged(task, lambda: INSTRUMENTS[instrument](task))
+    else:
+        before = snapshot(task)
+        with pytest.raises(TaskError, match=refusal):
+            INSTRUMENTS[instrument](task)
+        assert_same_world(before, snapshot(task))
+
+
+@pytest.mark.parametrize("instrument", INSTRUMENTS)
+@pytest.mark.parametrize("specimen", REFUSED, ids=str)
+def test_what_cannot_be_measured_is_refused_by_name(specimen: Specimen, instrument: str) -> None:
+    assert specimen.error is not None
+    with pytest.raises(specimen.error, match=specimen.match):
+        INSTRUMENTS[instrument](specimen.make())

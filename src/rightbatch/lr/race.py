@@ -110,6 +110,7 @@ def race(
     _check_arguments(rates, centre, upper, time_budget_seconds, eta)
     size = checked_batch_size(task, batch_size)
     deadline = Deadline(time_budget_seconds, clock)
+    task.check()
     with task.preserved():
         progress(0.0, "learning rate: timing a step")
         centre = centre or _todays_rate(task, size)

@@ -93,6 +93,7 @@ def range_test(
     _check_arguments(low, high, steps, repeats, time_budget_seconds)
     size = checked_batch_size(task, batch_size)
     deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
+    task.check()
     plan = SweepPlan(steps, repeats, in_time=True)
     with task.preserved():
         if time_budget_seconds is not None:
