@@ -1,9 +1,5 @@
 """The recommendation as code to paste into a training script."""
 
-import inspect
-
-import torch
-
 from rightbatch._format import format_count, format_learning_rate
 from rightbatch.results import Plan, Results, Status, TaskFacts
 
@@ -44,29 +40,18 @@ def _loader(plan: Plan) -> tuple[str, ...]:
 
 
 def _optimizer(task: TaskFacts, plan: Plan) -> tuple[str, ...]:
-    """The constructor's call with what differs from its defaults or from today."""
+    """Change the rate in place: every other setting and the groups' ratios stay."""
     if plan.learning_rate is None:
         return ()
-    settings = {**plan.hyperparameters, "lr": plan.learning_rate}
-    known = _defaults(task.optimizer)
-    arguments = [f"lr={format_learning_rate(plan.learning_rate)}"]
-    first, second = settings.get("beta1"), settings.get("beta2")
-    if first is not None and second is not None and (first, second) != known.get("betas"):
-        arguments.append(f"betas=({first:.6g}, {second:.6g})")
-    for name, value in settings.items():
-        usual = known.get(name) if known else task.hyperparameters.get(name)
-        if name not in ("lr", "beta1", "beta2") and value != usual and (name in known or not known):
-            arguments.append(f"{name}={value:.6g}")
-    return (f"optimizer = {task.optimizer}(model.parameters(), {', '.join(arguments)})",)
-
-
-def _defaults(optimizer: str) -> dict[str, object]:
-    """What torch's optimizer of that name is given when the user says nothing."""
-    kind = getattr(torch.optim, optimizer, None)
-    if not inspect.isclass(kind):
-        return {}
-    parameters = inspect.signature(kind).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    rate = format_learning_rate(plan.learning_rate)
+    if task.learning_rate is None:
+        return (f"optimizer = {task.optimizer}(model.parameters(), lr={rate})",)
+    factor = plan.learning_rate / task.learning_rate
+    if f"{factor:.3g}" == "1":
+        return ()
+    today = format_learning_rate(task.learning_rate)
+    change = f'for group in optimizer.param_groups: group["lr"] *= {factor:.4g}'
+    return (f"{change}  # {today} -> {rate}",)
 
 
 def _loop(plan: Plan) -> tuple[str, ...]:
