@@ -97,6 +97,25 @@ def test_a_late_entrant_sees_what_the_others_saw() -> None:
     assert not held_out & trained
 
 
+def test_dropout_differs_between_steps_but_not_between_contenders() -> None:
+    drawn: dict[float, list[float]] = {}
+    model, rate_now = Bowl([1.0]), [0.0]
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        drawn.setdefault(rate_now[0], []).append(torch.rand(()).item())
+        return model.weight.square().sum()  # type: ignore[operator]
+
+    optimizer = LoggingSGD(model.parameters(), lr=0.01)
+    task = Task(model, optimizer, numbers(100), loss, batch_size=4)
+    place = arena(task)
+    for rate in (0.1, 0.2):
+        rate_now[0] = rate
+        place.run([place.enter(rate)], 4)
+    marks = len(place.course.held_out)
+    assert drawn[0.1] == drawn[0.2]
+    assert len({*drawn[0.1]}) == len(drawn[0.1]) == 4 + marks
+
+
 def test_diverged_runs_stop_and_the_others_go_on() -> None:
     place = arena(bowl(1.0))
     runs = [place.enter(rate) for rate in (0.5, 2.5, 1e200)]
@@ -194,6 +213,7 @@ def test_a_snapshot_brings_back_state_groups_buffers_and_their_absence() -> None
     model.register_buffer("late", torch.ones(1))
     put_back(task, fresh)
     assert not optimizer.state
+    assert all(parameter.grad is None for parameter in model.parameters())
     assert optimizer.param_groups[0]["lr"] == 0.1
     assert "stray" not in optimizer.param_groups[0]
     assert not hasattr(model, "late")

@@ -27,13 +27,13 @@ def raced(
 
 
 @pytest.mark.parametrize("curvature", [0.02, 1.0, 300.0])
-@pytest.mark.parametrize("centre", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("centre", [0.3, 1.0, 1.4, 2.0])
 def test_the_inverse_curvature_wins(curvature: float, centre: float) -> None:
     """Newton's step: a rate of 1/curvature is at the bottom at once."""
     result = raced(curvature, centre=centre / curvature)
     assert result.suggestion is not None
-    # The grid is a factor of two wide, and halved again by the rates added next to the winner.
-    assert result.suggestion * curvature == pytest.approx(1.0, rel=0.42)
+    # The grid is a factor of two wide; rates added next to the winner halve that factor.
+    assert 2**-0.25 - 1e-9 <= result.suggestion * curvature <= 2**0.25 + 1e-9
     assert result.status is Status.OK
 
 
@@ -51,10 +51,11 @@ def test_of_two_curvatures_the_balanced_rate_wins() -> None:
     assert result.suggestion == 0.5
 
 
-@pytest.mark.parametrize("centre", [1 / 64, 8.0])
+@pytest.mark.parametrize("centre", [1 / 64, 15.2, 100.0])
 def test_a_centre_that_is_far_off_is_left_by_adding_rates(centre: float) -> None:
+    """With 15.2 only the lowest rate, 1.9, does not diverge; with 100 none."""
     result = raced(1.0, centre=centre, seconds=60.0)
-    assert result.suggestion == pytest.approx(1.0, rel=0.42)
+    assert result.suggestion == pytest.approx(1.0, rel=0.2)
     assert len(result.entries) > 6
 
 
@@ -114,14 +115,14 @@ def test_rates_that_diverge_to_nan_or_to_an_error_are_dropped() -> None:
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         clock.tick()
         weight: Tensor = model.weight  # type: ignore[assignment]
-        if weight.isnan().any():
-            raise ValueError("a distribution refuses NaN")
-        return 0.5 * weight.square().sum() + 1e-9
+        if not weight.isfinite().all():
+            raise ValueError("a distribution refuses infinity")
+        return 5 * weight.square().sum() + 1e-9
 
     task = Task(model, torch.optim.SGD(model.parameters(), lr=1.0), numbers(99), loss, batch_size=4)
-    result = race(task, rates=[0.5, 1.0, 1e308], time_budget_seconds=5.0, clock=clock)
+    result = race(task, rates=[0.05, 0.1, 1e308], time_budget_seconds=5.0, clock=clock)
     assert [entry.loss is None for entry in result.entries] == [False, False, True]
-    assert result.suggestion == 1.0
+    assert result.suggestion == 0.1
 
 
 def noisy_regression(clock: TickingClock, optimizer: str = "SGD", **options: Any) -> Task:

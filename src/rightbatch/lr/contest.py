@@ -62,8 +62,7 @@ class Contest:
             horizon = runners[0].step + steps
             self._run(runners, horizon, most_seconds=planned, until_settled=True)
             if rung == 0 and self.open_ended:
-                reached = self._ranking()
-                self._extend(reached[0].step if reached else horizon)
+                self._extend(horizon)
             ranking = self._ranking()
             if self._settled() or not ranking or steps == 0:
                 break
@@ -99,8 +98,8 @@ class Contest:
         self.runs.append(run)
         return run
 
-    def _extend(self, horizon: int) -> None:
-        """Add rates beyond the grid while the best one lies at its end."""
+    def _extend(self, planned: int) -> None:
+        """Add rates beyond the grid while the best one lies at its end, or while all diverge."""
         for _ in range(_EXTENSIONS):
             rates = [run.learning_rate for run in self.runs]
             ranking = self._ranking()
@@ -112,9 +111,10 @@ class Contest:
                 rate = min(rates) / 2
             else:
                 return
+            horizon = ranking[0].step if ranking else planned
             if not self._affordable(3 * horizon, 1):
                 return
-            self._run([self._enter(rate)], horizon)
+            self._run([self._enter(rate)], horizon, until_settled=not ranking)
 
     def _rate_to_add(self) -> float | None:
         """Return a rate worth a run next to the winner: in a wide gap, or beyond the end."""
