@@ -28,6 +28,7 @@ _DEFAULT_STEPS = 200
 _DIVERGED = 1e6  # a loss so many times the first (or NaN) is beyond recovery
 _TRAINING_SHARE = 0.5  # of a time budget; the rest goes to the probes
 _LEAST_LOG_LOSS_RANGE = 0.05  # below it a slope against the loss is noise
+_LEARNED = 0.02  # of the first loss: what follows is memorising, and would outweigh the training
 _TREND_POINTS = 3  # the fewest that tell a trend from a line through two points
 
 
@@ -61,6 +62,8 @@ def track_noise(
     over these *minimal steps*. It is computed from the two parts, never from ratios, so that a
     probe that could not resolve ``|G|^2`` takes part with the doubt it has.
 
+    The run ends early once the loss is below 2 % of the first probe's.
+
     Trap: the average covers the steps that were run. The noise scale usually keeps growing as
     the loss falls (see ``trend``), so a much longer run has a larger critical batch size.
 
@@ -91,10 +94,7 @@ def track_noise(
     check_probe_options(precision, max_examples, micro_batch_size, time_budget_seconds)
     size = _checked(task, steps, batch_size, probes)
     task.check()
-    limit = _Limit(
-        steps if steps is not None or time_budget_seconds is not None else _DEFAULT_STEPS,
-        Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock),
-    )
+    limit = _limited(steps, time_budget_seconds, clock)
     taken: list[_Probe] = []
     healthy = True
 
@@ -117,13 +117,14 @@ def track_noise(
             healthy = _train_until(
                 task, batches, stop, limit, taken[0].loss, clock=clock, progress=progress
             )
+            # The step after the last loss may have been the one that ended it.
+            healthy = healthy and all(bool(p.isfinite().all()) for p in task.parameters)
             if not healthy:
-                break
-            healthy = all(bool(p.isfinite().all()) for p in task.parameters)
-            if not healthy:  # the step after the last loss may have been the one
                 break
             if limit.step > taken[-1].step:
                 probe()
+            if 0 < taken[-1].loss < _LEARNED * taken[0].loss:
+                break
     learning_rate = float(task.optimizer.param_groups[0]["lr"])
     return _summarize(taken, size, learning_rate, diverged=not healthy)
 
@@ -140,6 +141,13 @@ def _checked(task: Task, steps: int | None, batch_size: int | None, probes: int)
             f"{task.max_batch_size} is the most. A larger batch would repeat examples."
         )
     return size
+
+
+def _limited(steps: int | None, time_budget_seconds: float | None, clock: Clock) -> "_Limit":
+    """Limit the run as asked; without any wish, to some steps."""
+    if time_budget_seconds is None:
+        return _Limit(_DEFAULT_STEPS if steps is None else steps, Deadline(math.inf, clock))
+    return _Limit(steps, Deadline(time_budget_seconds, clock))
 
 
 @dataclass(slots=True)
