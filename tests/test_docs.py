@@ -12,7 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 import rightbatch as rb
-from rightbatch.cli import app
+from rightbatch.cli.commands import app
 from rightbatch.tasks import load_task
 
 ROOT = Path(__file__).parents[1]
