@@ -1,9 +1,9 @@
 """Does the plan's setting train fastest? Time to a target, against a grid of tuned settings.
 
 Every batch size of the grid gets its own learning rate: a search over factors of two with one
-seed, then three seeds for the best rate and its neighbours; the median number of steps to the
-target counts. Steps depend on the seed alone, not on the machine's load. They are multiplied by
-seconds per step from one interleaved measurement of all sizes in one process.
+seed, then several seeds for the three best rates; the median number of steps to the target
+counts. Steps depend on the seed alone, not on the machine's load. They are multiplied by seconds
+per step from one interleaved measurement of all sizes in one process.
 
 The plan's row is what ``rightbatch find`` said beforehand, batch size and rate, untuned.
 """
@@ -32,7 +32,7 @@ GRIDS = {
     "mnist": (16, 32, 64, 128, 256, 512, 1024),
     "bikes": (16, 32, 64, 128, 256, 512, 1024, 2048),
 }
-SEEDS = (0, 1, 2)
+SEEDS = {"digits": range(7), "mnist": range(5), "bikes": range(7)}
 LOOKS = 1.1  # steps between two evaluations grow by this factor
 PATIENCE = 2.5  # a run is given up after this many times the best time so far
 
@@ -134,7 +134,7 @@ class Trainer:
         """Return the best rate at one batch size and its steps by seed."""
 
         def first_seed(rates: list[float]) -> dict[float, float]:
-            runs = [Run(batch_size, rate, SEEDS[0], max_steps) for rate in rates]
+            runs = [Run(batch_size, rate, 0, max_steps) for rate in rates]
             found = self.steps(runs)
             return {r: math.inf if s is None else s for r, s in zip(rates, found, strict=True)}
 
@@ -150,9 +150,12 @@ class Trainer:
                 break
             tried |= first_seed(wider)
         rates = sorted(tried, key=lambda rate: tried[rate])[:3]
-        runs = [Run(batch_size, rate, seed, max_steps) for rate in rates for seed in SEEDS]
+        seeds = SEEDS[self._name]
+        runs = [Run(batch_size, rate, seed, max_steps) for rate in rates for seed in seeds]
         found = self.steps(runs)
-        by_rate = {rate: found[i * 3 : i * 3 + 3] for i, rate in enumerate(rates)}
+        by_rate = {
+            rate: found[i * len(seeds) : (i + 1) * len(seeds)] for i, rate in enumerate(rates)
+        }
         best = min(rates, key=lambda rate: median(by_rate[rate]))
         return best, by_rate[best]
 
@@ -208,7 +211,7 @@ def decision(name: str, say: Callable[[str], None]) -> dict[str, Any]:
             return Row(setting, size, rate, finite, by_seed, seconds[size], total)
 
         def fixed(setting: str, size: int, rate: float) -> Row:
-            runs = [Run(size, rate, seed, allowed(size)) for seed in SEEDS]
+            runs = [Run(size, rate, seed, allowed(size)) for seed in SEEDS[name]]
             return row(setting, size, rate, trainer.steps(runs))
 
         def allowed(size: int) -> int:
@@ -257,8 +260,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# Time to target: {result['task']} (target {result['target']:g})",
         "",
-        "Steps: median of three seeds. Seconds: steps x seconds per step. Relative: over the best "
-        "grid row.",
+        f"Steps: median of {len(SEEDS[result['task']])} seeds. Seconds: steps x seconds per step. "
+        "Relative: over the best grid row.",
         "",
         "| setting | batch size | learning rate | steps | ms per step | seconds | relative |",
         "|---|---|---|---|---|---|---|",

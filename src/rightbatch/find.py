@@ -152,7 +152,9 @@ def find(
     provisional = plan(run.findings, **options)
     run.learning_rate(provisional)
     final_plan = plan(run.findings, **options)
-    critical = critical_batch_size(run.findings.noise, run.findings.track)
+    critical = critical_batch_size(
+        run.findings.noise, run.findings.track, optimizer=run.findings.task.optimizer
+    )
     return run.keep(plan=final_plan, critical_batch_size=critical)
 
 

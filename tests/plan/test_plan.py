@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rightbatch.plan import critical_batch_size, plan
-from rightbatch.plan.critical import MODEL_LOG_SD
+from rightbatch.plan.critical import MODEL_LOG_SD, SWEEP_OVER_NOISE
 from rightbatch.results import (
     CriticalBatchSize,
     LRCurve,
@@ -397,3 +397,28 @@ def test_a_rate_below_the_winner_is_not_called_the_winner() -> None:
     made = plan(throughput(), critical(160.0), facts(), race)
     assert made.learning_rate == 0.15
     assert any("below the winner of a race" in reason for reason in made.reasons)
+
+
+def test_the_ratio_of_the_sweeps_depends_on_the_optimizer() -> None:
+    measured = noise(100.0, 80.0, 130.0)
+    plain = critical_batch_size(measured)
+    assert plain is not None
+    for optimizer, ratio in (
+        ("SGD", SWEEP_OVER_NOISE["sgd"]),
+        ("AdamW", SWEEP_OVER_NOISE["adaptive"]),
+    ):
+        found = critical_batch_size(measured, optimizer=optimizer)
+        assert found is not None
+        assert found.value == pytest.approx(100 * ratio)
+        assert found.low == pytest.approx(plain.low * ratio)
+        assert found.high == pytest.approx(plain.high * ratio)  # type: ignore[operator]
+
+
+def test_a_plan_uses_the_ratio_of_its_optimizer() -> None:
+    measured = noise(100.0, 80.0, 130.0)
+    sgd = plan(throughput(), measured, facts(optimizer="SGD"))
+    adam = plan(throughput(), measured, facts(optimizer="Adam"))
+    at_8 = [
+        next(c.relative_steps for c in made.candidates if c.batch_size == 8) for made in (sgd, adam)
+    ]
+    assert at_8[1] > 2 * at_8[0]

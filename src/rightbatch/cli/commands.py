@@ -164,7 +164,9 @@ def noise_command(
         now = measure_noise(
             loaded, time_budget_seconds=0.3 * time_budget, seed=seed, progress=progress
         )
-        session.add("noise", noise=now, critical_batch_size=critical_batch_size(now))
+        optimizer = type(loaded.optimizer).__name__
+        critical = critical_batch_size(now, optimizer=optimizer)
+        session.add("noise", noise=now, critical_batch_size=critical)
         track = track_noise(
             loaded,
             batch_size=batch_size,
@@ -172,7 +174,8 @@ def noise_command(
             seed=seed,
             progress=progress,
         )
-        session.add("track", track=track, critical_batch_size=critical_batch_size(now, track))
+        critical = critical_batch_size(now, track, optimizer=optimizer)
+        session.add("track", track=track, critical_batch_size=critical)
 
     _measure(task, measure, output=output, as_json=as_json, traceback=traceback)
 

@@ -198,7 +198,10 @@ def _sort(results: tuple[Any, ...]) -> _Inputs:
     # plan made of the noise is judged afresh.
     critical = last(CriticalBatchSize)
     if critical is None or critical.source == "noise":
-        critical = critical_batch_size(last(NoiseScale), last(NoiseTrack)) or critical
+        facts = last(TaskFacts)
+        optimizer = facts.optimizer if facts else None
+        judged = critical_batch_size(last(NoiseScale), last(NoiseTrack), optimizer=optimizer)
+        critical = judged or critical
     if critical is None:
         raise CannotPlan(
             "a plan needs the gradient noise, got no NoiseScale, NoiseTrack or CriticalBatchSize. "
