@@ -51,7 +51,8 @@ def estimate_seconds(
     if len(values) < _FEWEST_RESAMPLED:
         spread = float(np.std(np.log(np.maximum(values, 1e-12)), ddof=1))
         error = _QUANTILE_ERROR * spread / math.sqrt(len(values))
-        reach = math.exp(min(50.0, float(stdtrit(len(values) - 1, 0.975)) * error))
+        widest = math.log(_LONE_FACTOR)  # several samples never tell less than one
+        reach = math.exp(min(widest, float(stdtrit(len(values) - 1, 0.975)) * error))
         return value, value / reach, value * reach
     drawn = rng.choice(values, size=(_RESAMPLES, len(values)))
     low, high = np.quantile(np.quantile(drawn, QUANTILE, axis=1), [0.025, 0.975])
