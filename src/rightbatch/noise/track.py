@@ -28,6 +28,7 @@ _DEFAULT_STEPS = 200
 _DIVERGED = 1e6  # a loss so many times the first (or NaN) is beyond recovery
 _TRAINING_SHARE = 0.5  # of a time budget; the rest goes to the probes
 _LEAST_LOG_LOSS_RANGE = 0.05  # below it a slope against the loss is noise
+_SPACING = 3.0  # each probe at so many times the steps of the one before: the start changes fast
 _LEARNED = 0.02  # of the first loss: what follows is memorising, and would outweigh the training
 _TREND_POINTS = 3  # the fewest that tell a trend from a line through two points
 
@@ -46,7 +47,7 @@ def track_noise(
     *,
     steps: int | None = None,
     batch_size: int | None = None,
-    probes: int = 6,
+    probes: int = 8,
     precision: float = 0.25,
     max_examples: int = 4096,
     micro_batch_size: int | None = None,
@@ -113,7 +114,7 @@ def track_noise(
     with task.preserved():
         probe()
         batches = task.batches(size, seed=seed)
-        for stop in (2.0 ** (i - probes + 1) for i in range(1, probes)):
+        for stop in (_SPACING ** (i - probes + 1) for i in range(1, probes)):
             healthy = _train_until(
                 task, batches, stop, limit, taken[0].loss, clock=clock, progress=progress
             )
