@@ -184,11 +184,11 @@ def test_wrong_options_are_refused(options: dict[str, float], message: str) -> N
 
 
 def test_the_run_ends_when_there_is_nothing_left_to_learn() -> None:
-    """Full-batch descent: the loss falls to half of tr(Sigma) only, far below 2 % of the first."""
+    """Full-batch descent: the loss falls to half of tr(Sigma) only, far below 5 % of the first."""
     quadratic = QuadraticTask(
         grad_sq=1e4, trace_cov=1.0, examples=16, batch_size=16, learning_rate=0.5
     )
     track = track_noise(quadratic.task, steps=64, micro_batch_size=2)
     assert track.points[-1].step < 64
-    learned = 0.02 * track.points[0].loss
+    learned = 0.05 * track.points[0].loss
     assert track.points[-1].loss < learned <= track.points[-2].loss

@@ -29,7 +29,9 @@ _DIVERGED = 1e6  # a loss so many times the first (or NaN) is beyond recovery
 _TRAINING_SHARE = 0.5  # of a time budget; the rest goes to the probes
 _LEAST_LOG_LOSS_RANGE = 0.05  # below it a slope against the loss is noise
 _SPACING = 3.0  # each probe at so many times the steps of the one before: the start changes fast
-_LEARNED = 0.02  # of the first loss: what follows is memorising, and would outweigh the training
+_LEARNED = (
+    0.05  # of the first loss: the last 5 % takes most of the steps, and would outweigh the rest
+)
 _TREND_POINTS = 3  # the fewest that tell a trend from a line through two points
 
 
@@ -63,7 +65,7 @@ def track_noise(
     over these *minimal steps*. It is computed from the two parts, never from ratios, so that a
     probe that could not resolve ``|G|^2`` takes part with the doubt it has.
 
-    The run ends early once the loss is below 2 % of the first probe's.
+    The run ends early once the loss is below 5 % of the first probe's.
 
     Trap: the average covers the steps that were run. The noise scale usually keeps growing as
     the loss falls (see ``trend``), so a much longer run has a larger critical batch size.
