@@ -7,6 +7,7 @@ A test module whose subject runs as users run it (built-in tasks, the command li
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that starts the suite in the background has it ignore Ctrl-C, which is tested.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     beside = ROOT.parent / "shared" / "data"
     if "RIGHTBATCH_DATA" not in os.environ and beside.is_dir():
         os.environ["RIGHTBATCH_DATA"] = str(beside)
