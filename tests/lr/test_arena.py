@@ -126,6 +126,23 @@ def test_diverged_runs_stop_and_the_others_go_on() -> None:
     assert all(math.isfinite(loss) for run in runs for mark in run.track for loss in mark.losses)
 
 
+def test_a_held_out_loss_that_is_nan_is_divergence_too() -> None:
+    """|1 - 2.15|^4 is the first power above 1.6, and no training step sees it any more."""
+    model = Bowl([1.0])
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        weight: Tensor = model.weight  # type: ignore[assignment]
+        root = (1.6 - weight.abs()).sqrt()
+        return 0.5 * weight.square().sum() + 0 * root.detach().sum()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    place = arena(Task(model, optimizer, numbers(40), loss, batch_size=4))
+    run = place.enter(2.15)
+    place.run([run], 4)
+    assert not run.alive
+    assert [mark.step for mark in run.track] == [0]
+
+
 def test_nobody_waits_for_runs_that_are_all_diverged() -> None:
     clock = TickingClock()
     place = arena(bowl(1.0, clock=clock), clock=clock)

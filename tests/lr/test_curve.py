@@ -130,11 +130,11 @@ def test_a_sweep_that_diverges_at_once_says_nothing() -> None:
     assert (reading.rates, reading.edge, reading.suggestion) == ((), None, None)
 
 
-@pytest.mark.parametrize("height", [10.0, 1e3, 1e30])
-def test_how_high_a_sweep_explodes_does_not_move_its_edge(height: float) -> None:
+def test_how_high_a_sweep_explodes_leaves_no_trace() -> None:
     falling = [1.0] * 10 + [0.9**k for k in range(20)]
-    reading = read(sweep([*falling, 2.0, height]), half_width=2.0)
-    assert reading.edge == read(sweep([*falling, 2.0, 3.0]), half_width=2.0).edge
+    low, high = (read(sweep([*falling, 2.0, height]), half_width=2.0) for height in (3.0, 1e30))
+    assert low == high
+    assert max(high.smoothed) <= 1.0 + 1e-9
 
 
 def test_a_flat_noisy_start_does_not_hide_the_edge() -> None:
