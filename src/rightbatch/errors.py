@@ -3,6 +3,8 @@
     RightBatchError
     |- TaskError            the task cannot be measured as it was described
     |  |- NotRepeatable     two passes at one random state differ
+    |  |- MixesExamples     single examples have no gradient of their own: BatchNorm in train mode
+    |  |- CoupledLoss       the loss itself couples examples: contrastive, batch statistics
     |  |- UnknownTask       there is no task, file or function of that name
     |- DataUnavailable      a built-in task's data file is absent or damaged
     |- CannotPlan           results or options from which nothing can be recommended
@@ -25,6 +27,14 @@ class TaskError(RightBatchError):
 
 class NotRepeatable(TaskError):
     """Two passes over one batch at one random state gave different losses."""
+
+
+class MixesExamples(TaskError):
+    """A layer mixes the examples of a batch, so no example has a gradient of its own."""
+
+
+class CoupledLoss(TaskError):
+    """The loss couples the examples of a batch, so gradients of parts do not average to the whole."""
 
 
 class UnknownTask(TaskError):
