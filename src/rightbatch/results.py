@@ -27,6 +27,8 @@ class Status(StrEnum):
     DIVERGED = "diverged"
     TIE = "tie"
     ASSUMED = "assumed"
+    NOT_YET = "not_yet"
+    BRACKET = "bracket"
 
     @property
     def sentence(self) -> str:
@@ -66,6 +68,14 @@ _SENTENCES = {
     ),
     Status.TIE: "Several choices cannot be told apart; the smaller, rounder one was taken.",
     Status.ASSUMED: "Not measured here: carried over from other measurements by a rule.",
+    Status.NOT_YET: (
+        "Not measurable yet: the optimizer's second moments or the measured steps are too few. "
+        "Train some steps more."
+    ),
+    Status.BRACKET: (
+        "No unbiased estimate exists: the truth lies between two estimates, one biased down, "
+        "one up."
+    ),
 }
 
 
@@ -130,6 +140,31 @@ class ThroughputProfile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GeometryNoise:
+    """The noise scale in one geometry, in examples."""
+
+    geometry: str  # "euclidean", "adam", "adam_sqrt" or "sign"
+    noise_scale: float | None
+    low: float
+    high: float | None  # None: not bounded
+    fits: bool  # whether it is the geometry of the task's optimizer
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNoise:
+    """What one layer adds to both parts. Layers add up to the whole, exactly."""
+
+    layer: str  # name of the module that owns the parameters
+    parameters: int
+    grad_sq: float
+    trace_cov: float
+    noise_scale: float | None  # of this layer alone; None: its |G|^2 is not positive
+    noise_share: float  # trace_cov over the whole's
+    gradient_share: float  # grad_sq over the whole's; a small one may come out negative
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseScale:
     """Simple noise scale of the gradient at one point in training, in examples."""
 
@@ -139,11 +174,19 @@ class NoiseScale:
     grad_sq: float  # |G|^2, unbiased, may be negative
     trace_cov: float  # tr(Sigma) per example, unbiased
     examples_used: int
-    geometry: str  # "euclidean"
-    loss: float  # mean loss over the same examples
+    geometry: str  # of the numbers above: "euclidean"
+    loss: float | None  # mean loss over the same examples; None: not seen
     micro_batch_size: int  # examples per small gradient
     examples_needed: int | None = None  # more examples for the asked precision; None: cannot say
     status: Status
+    small_gradients: str = "micro_batches"  # or "ranks", "examples", "extra_pass": their source
+    ghost_batch_size: int | None = None  # BatchNorm in train mode: the unit is this micro-batch
+    coverage: float = 1.0  # share of the trainable parameters that got a gradient
+    uncovered: tuple[str, ...] = ()  # the parameters that got none
+    geometries: tuple[GeometryNoise, ...] = ()
+    layers: tuple[LayerNoise, ...] = ()
+    steps_measured: int | None = None  # by a monitor
+    steps_skipped: int = 0  # by a monitor: gradients that were not finite, broken accumulation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +215,7 @@ class NoiseTrack:
     high: float | None
     trend: float | None  # d log(noise scale) / d log(loss); negative: it grows as the loss falls
     status: Status
+    geometries: tuple[GeometryNoise, ...] = ()  # run averages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

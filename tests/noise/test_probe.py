@@ -11,8 +11,10 @@ from rightbatch import Task, supervised
 from rightbatch._time import Deadline
 from rightbatch.errors import TaskError
 from rightbatch.noise import measure_noise
-from rightbatch.noise.estimators import estimate_noise
-from rightbatch.noise.probe import Record, _inner_product, run_probe
+from rightbatch.noise.estimators import NoiseEstimate, estimate_noise
+from rightbatch.noise.probe import run_probe
+from rightbatch.noise.record import Record
+from rightbatch.noise.squares import inner_products
 from rightbatch.results import Status
 from rightbatch.testing import FakeClock, QuadraticTask
 from tests.zoo import WORKING, Specimen
@@ -26,7 +28,7 @@ def regression(count: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(3), torch.randn(2)) for _ in range(count)]
 
 
-def probe(task: Task, **options: object) -> tuple[object, Record]:
+def probe(task: Task, **options: object) -> tuple[NoiseEstimate, Record]:
     defaults: dict[str, object] = {
         "precision": None,
         "max_examples": 10_000,
@@ -34,7 +36,8 @@ def probe(task: Task, **options: object) -> tuple[object, Record]:
         "deadline": Deadline(math.inf),
         "seed": 0,
     }
-    return run_probe(task, **(defaults | options))  # type: ignore[arg-type]
+    probed = run_probe(task, **(defaults | options))  # type: ignore[arg-type]
+    return probed.euclidean, probed.record
 
 
 def by_definition(task: Task, size: int, seed: int = 0) -> tuple[list[float], list[float], float]:
@@ -105,8 +108,8 @@ def test_three_floats_equal_those_of_stored_gradients(make: type) -> None:
     size = 3
     expected = by_definition(task, size)
     estimate, record = probe(task, micro_batch_size=size)
-    assert record.squares == pytest.approx(expected[0], rel=1e-10)
-    assert record.inner_products == pytest.approx(expected[1], rel=1e-9, abs=1e-14)
+    assert [q[0] for q in record.squares] == pytest.approx(expected[0], rel=1e-10)
+    assert [a[0] for a in record.inner_products] == pytest.approx(expected[1], rel=1e-9, abs=1e-14)
     weights = torch.tensor(record.weights).numpy() / record.units_per_example
     assert task.num_examples is not None
     again = estimate_noise(
@@ -271,7 +274,7 @@ def test_inner_products_do_not_depend_on_layout(dtype: torch.dtype, layout: str)
         expected = (left.double() * right.double()).sum().item()
     scale = math.sqrt(left.numel() if layout != "sparse" else 147_000)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
-    assert _inner_product(left, right).item() == pytest.approx(expected, abs=tolerance * scale)
+    assert inner_products(left, right).item() == pytest.approx(expected, abs=tolerance * scale)
 
 
 @pytest.mark.parametrize("specimen", WORKING, ids=str)
@@ -285,5 +288,5 @@ def test_the_zoo_equals_its_definition(specimen: Specimen) -> None:
         return
     with task.preserved():
         _, record = probe(task, micro_batch_size=2)
-    assert record.squares == pytest.approx(expected[0], rel=1e-9)
-    assert record.inner_products == pytest.approx(expected[1], rel=1e-7, abs=1e-12)
+    assert [q[0] for q in record.squares] == pytest.approx(expected[0], rel=1e-9)
+    assert [a[0] for a in record.inner_products] == pytest.approx(expected[1], rel=1e-7, abs=1e-12)

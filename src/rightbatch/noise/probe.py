@@ -13,17 +13,22 @@ The probe is sequential: a pilot tells how many examples the asked precision nee
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.errors import TaskError
-from rightbatch.noise.estimators import NoiseEstimate, estimate_noise
-from rightbatch.results import NoiseScale, Status
+from rightbatch.noise.estimators import NoiseEstimate
+from rightbatch.noise.geometry import fitting_geometry, preconditioners
+from rightbatch.noise.local_gradients import hooked_gradients
+from rightbatch.noise.record import Floats, Record, by_geometry, interval_status
+from rightbatch.noise.signs import Signs
+from rightbatch.noise.squares import Squares, named_parameters
+from rightbatch.results import GeometryNoise, NoiseScale, Status
 from rightbatch.task import Task
 from rightbatch.task.data import examples_in
 from rightbatch.task.preflight import mixes_examples
@@ -31,7 +36,6 @@ from rightbatch.task.preflight import mixes_examples
 _MICRO_BATCHES = 128  # aimed at; more would sharpen the interval's own error only
 _PILOT = 32  # micro-batches before the first look
 _GROWTH = 1.5  # at most this factor more examples between two looks
-_CHUNK = 1 << 16  # elements upcast at a time, so that no gradient-sized copy exists
 
 
 def measure_noise(
@@ -86,7 +90,7 @@ def measure_noise(
     task.check()
     deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
     with task.preserved(weights=False):
-        estimate, record = run_probe(
+        probed = run_probe(
             task,
             precision=precision,
             max_examples=max_examples,
@@ -95,7 +99,7 @@ def measure_noise(
             seed=seed,
             progress=progress,
         )
-    return _as_noise_scale(estimate, record, precision, out_of_time=deadline.passed())
+        return _as_noise_scale(task, probed, precision, out_of_time=deadline.passed())
 
 
 def check_probe_options(
@@ -120,26 +124,20 @@ def check_probe_options(
 
 
 @final
-@dataclass(slots=True)
-class Record:
-    """Three floats of every micro-batch, and its loss."""
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a probe found, per example."""
 
-    micro_batch_size: int
-    squares: list[float] = field(default_factory=list)
-    inner_products: list[float] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    examples: int = 0
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over all units seen."""
-        return float(np.average(self.losses, weights=self.weights))
+    record: Record
+    estimates: dict[str, NoiseEstimate]  # one per metric, the Euclidean one first
+    mean_squares: Floats  # M of each parameter, [parameters, metrics]
+    population: float | None
+    signs: GeometryNoise
 
     @property
-    def units_per_example(self) -> float:
-        """Mean units per example: 1, or the tokens of a sequence."""
-        return sum(self.weights) / self.examples
+    def euclidean(self) -> NoiseEstimate:
+        """The estimate that results lead with."""
+        return self.estimates["euclidean"]
 
 
 def run_probe(
@@ -151,37 +149,29 @@ def run_probe(
     deadline: Deadline,
     seed: int,
     progress: Progress = no_progress,
-) -> tuple[NoiseEstimate, Record]:
-    """Run the sequential probe; the caller preserves the world. See `measure_noise`.
-
-    Returns:
-        The estimate in *examples* (units are converted by their mean number per example),
-        and the record.
-    """
+) -> Probed:
+    """Run the sequential probe; the caller preserves the world. See `measure_noise`."""
     available = min(max_examples, task.num_examples or max_examples)
     size = micro_batch_size or _default_micro_batch_size(task, available)
-    record = Record(size)
+    taking = _Taking(task, size)
+    record = taking.record
     wanted = available if precision is None else min(available, _PILOT * size)
     batches = task.batches(size, seed=seed, epochs=1)
-    estimate: NoiseEstimate | None = None
-    for parameter in task.parameters:
-        if parameter.grad is not None:  # in place: a second gradient-sized tensor is never made
-            parameter.grad.zero_()
     ended = False
-    with _taken_before_accumulation(task.parameters) as taken:
+    with taking.hooked():
         while True:
             for batch in batches:
-                _take(task, batch, record, taken, size)
+                taking.take(batch)
                 progress(min(1.0, record.examples / wanted), "measuring gradient noise")
-                if record.examples >= wanted or (deadline.passed() and len(record.squares) >= 3):
+                if record.examples >= wanted or (deadline.passed() and len(record.weights) >= 3):
                     break
             else:
                 ended = True
-            estimate = _estimate(task, record)
-            needed = estimate.units_for(precision) if precision is not None else None
+            probed = taking.evaluate()
+            needed = probed.euclidean.units_for(precision) if precision is not None else None
             done = precision is None or (needed is not None and needed <= record.examples)
             if done or ended or record.examples >= available or deadline.passed():
-                return estimate, record
+                return probed
             # Never far beyond what is known: a pilot's forecast is itself uncertain.
             ceiling = math.ceil(record.examples * _GROWTH)
             wanted = min(available, ceiling if needed is None else min(ceiling, math.ceil(needed)))
@@ -194,134 +184,96 @@ def _default_micro_batch_size(task: Task, examples: int) -> int:
 
 
 @final
-class _Taken:
-    """What the hooks saw of the micro-batch that is being differentiated, as device scalars."""
+class _Taking:
+    """Differentiates micro-batches into ``.grad``, and writes down what the hooks see."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.square = torch.zeros((), dtype=torch.float64, device=device)
-        self.inner_product = torch.zeros((), dtype=torch.float64, device=device)
+    def __init__(self, task: Task, size: int) -> None:
+        self._task, self._parameters = task, task.parameters
+        self._squares = Squares(self._parameters, preconditioners(task.optimizer, task.parameters))
+        self._signs = Signs(self._parameters)
+        self.record = Record(size, self._squares.names)
+        for parameter in self._parameters:
+            if parameter.grad is not None:  # in place: a second gradient-sized tensor never exists
+                parameter.grad.zero_()
 
-    def clear(self) -> None:
-        """Forget the last micro-batch."""
-        self.square.zero_()
-        self.inner_product.zero_()
+    @contextmanager
+    def hooked(self) -> Iterator[None]:
+        """Hook each parameter's gradient before it is added to ``.grad``; unhook at the end."""
 
+        def hook(index: int, gradient: Tensor) -> None:
+            before = self._parameters[index].grad if self.record.weights else None
+            self._squares.take(index, gradient, before)
+            self._signs.take(index, gradient, before)
 
-@contextmanager
-def _taken_before_accumulation(parameters: list[nn.Parameter]) -> Iterator[_Taken]:
-    """Hook each parameter's gradient before it is added to ``.grad``; remove the hooks at the end.
+        with hooked_gradients(self._task.model, self._parameters, hook):
+            yield
 
-    A hook on a leaf fires once per backward pass, with the sum over all its uses: tied weights
-    are one parameter and need no care.
-    """
-    taken = _Taken(parameters[0].device)
+    def take(self, batch: Any) -> None:
+        """Differentiate one micro-batch and write down its floats."""
+        record, task = self.record, self._task
+        loss, weight = task.loss(batch)
+        # Accumulate  sum w_k g_k,  scaled by the first weight so that its size stays a gradient's.
+        scale = weight / (record.weights[0] if record.weights else weight)
+        self._squares.clear()
+        self._signs.begin(scale)
+        (loss * scale).backward()
+        squares = self._squares.squares.cpu().numpy() / scale**2
+        inner = self._squares.inner.cpu().numpy() / scale
+        if record.weights:
+            inner *= record.weights[0] / sum(record.weights)  # of the sum before: its mean
+        if not (np.isfinite(squares).all() and np.isfinite(inner).all()):
+            raise TaskError(
+                f"gradients must be finite, got |g|^2 = {float(squares[:, 0].sum())!r} in micro-batch "
+                f"{len(record.weights) + 1} at a loss of {loss.item()!r}. Look for an example with "
+                "NaN or infinity in the data set, or for an overflow in low precision."
+            )
+        record.add(squares, inner.tolist(), weight, loss.item())
+        if task.num_examples is None:
+            record.examples += examples_in(batch) or record.micro_batch_size
+        else:  # only the last batch of the epoch may be smaller
+            record.examples += min(record.micro_batch_size, task.num_examples - record.examples)
 
-    def hook_for(parameter: nn.Parameter) -> None:
-        def hook(gradient: Tensor) -> None:
-            taken.square += _inner_product(gradient, gradient).to(taken.square.device)
-            if parameter.grad is not None:
-                inner = _inner_product(gradient, parameter.grad)
-                taken.inner_product += inner.to(taken.square.device)
-
-        handles.append(parameter.register_hook(hook))
-
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    try:
-        for parameter in parameters:
-            hook_for(parameter)
-        yield taken
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _take(task: Task, batch: object, record: Record, taken: _Taken, size: int) -> None:
-    """Differentiate one micro-batch and write down its three floats."""
-    loss, weight = task.loss(batch)
-    before = sum(record.weights)
-    taken.clear()
-    # Accumulate  sum w_k g_k,  scaled by the first weight so that its size stays a gradient's.
-    scale = weight / (record.weights[0] if record.weights else weight)
-    (loss * scale).backward()
-    square = taken.square.item() / scale**2
-    inner = taken.inner_product.item() / scale
-    if record.weights:
-        inner *= record.weights[0] / before  # the sum before becomes the mean before
-    if not (math.isfinite(square) and math.isfinite(inner)):
-        raise TaskError(
-            f"gradients must be finite, got |g|^2 = {square!r} in micro-batch "
-            f"{len(record.squares) + 1} at a loss of {loss.item()!r}. Look for an example with NaN "
-            "or infinity in the data set, or for an overflow in low precision."
-        )
-    record.squares.append(square)
-    record.inner_products.append(inner)
-    record.weights.append(weight)
-    record.losses.append(loss.item())
-    if task.num_examples is None:
-        record.examples += examples_in(batch) or size
-    else:  # only the last batch of the epoch may be smaller
-        record.examples += min(size, task.num_examples - record.examples)
-
-
-def _estimate(task: Task, record: Record) -> NoiseEstimate:
-    if len(record.squares) < 3:
-        raise TaskError(
-            f"the noise needs at least three micro-batches, got {len(record.squares)} of "
-            f"{record.micro_batch_size} examples from {record.examples}. "
-            "Pass a smaller `micro_batch_size`, or a larger data set."
-        )
-    total = sum(record.weights) / record.weights[0]
-    with torch.no_grad():
-        squares = [
-            _inner_product(p.grad, p.grad).item() for p in task.parameters if p.grad is not None
-        ]
-    # Weights in examples, so that everything below is per example.
-    weights = np.array(record.weights) / record.units_per_example
-    fresh = task.num_examples is None or task.source.sampler is not None
-    return estimate_noise(
-        np.array(record.squares),
-        np.array(record.inner_products),
-        weights,
-        math.fsum(squares) / total**2,
-        population=None if fresh else float(task.num_examples or 0),
-    )
-
-
-def _inner_product(left: Tensor, right: Tensor) -> Tensor:
-    """Inner product in at least float32 accumulation, without a copy of either operand."""
-    if left.is_sparse or right.is_sparse:
-        left, right = left.to_dense(), right.to_dense()
-    # The same permutation of dimensions on both sides leaves the sum as it is; the one that makes
-    # them contiguous (channels_last gradients) spares flatten() a copy.
-    order = sorted(range(left.dim()), key=lambda d: -left.stride(d))
-    left, right = left.permute(order), right.permute(order)
-    left, right = left.detach().flatten(), right.detach().flatten()
-    if left.dtype in (torch.float32, torch.float64):
-        return torch.dot(left, right).double()
-    total = torch.zeros((), dtype=torch.float64, device=left.device)
-    for start in range(0, left.numel(), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        total += torch.dot(left[part].float(), right[part].float())
-    return total
+    def evaluate(self) -> Probed:
+        """Estimate from all that was taken so far."""
+        record, task = self.record, self._task
+        if len(record.weights) < 3:
+            raise TaskError(
+                f"the noise needs at least three micro-batches, got {len(record.weights)} of "
+                f"{record.micro_batch_size} examples from {record.examples}. "
+                "Pass a smaller `micro_batch_size`, or a larger data set."
+            )
+        total = sum(record.weights) / record.weights[0]
+        with torch.no_grad():
+            mean_squares = self._squares.of_accumulated().cpu().numpy() / total**2
+            signs = self._signs.noise(
+                record.weights[0] / record.units_per_example,
+                fits=fitting_geometry(task.optimizer) == "sign",
+            )
+        fresh = task.num_examples is None or task.source.sampler is not None
+        population = None if fresh else float(task.num_examples or 0)
+        estimates = record.estimates(mean_squares, population=population)
+        return Probed(record, estimates, mean_squares, population, signs)
 
 
 def _as_noise_scale(
-    estimate: NoiseEstimate, record: Record, precision: float | None, *, out_of_time: bool
+    task: Task, probed: Probed, precision: float | None, *, out_of_time: bool
 ) -> NoiseScale:
-    low, high = estimate.interval()
-    value = estimate.ratio
+    """Lay out what a probe found; ``.grad`` still tells which parameters got a gradient."""
+    record, estimate = probed.record, probed.euclidean
+    interval = estimate.interval()
     needed = None if precision is None else estimate.units_for(precision)
     missing = None if needed is None else max(0, math.ceil(needed) - record.examples)
-    if high is None:
-        status = Status.UNRESOLVED if low == 0 else Status.AT_LEAST
-    elif missing:
+    status = interval_status(interval)
+    if status is Status.OK and missing:
         status = Status.OUT_OF_TIME if out_of_time else Status.TOO_FEW_EXAMPLES
-    else:
-        status = Status.OK
+    named = named_parameters(task.model, task.parameters)
+    covered = [parameter.grad is not None for _, parameter in named]
+    sizes = np.array([parameter.numel() for _, parameter in named])
+    fitting = fitting_geometry(task.optimizer)
     return NoiseScale(
-        noise_scale=value,
-        low=low,
-        high=high,
+        noise_scale=estimate.ratio,
+        low=interval[0],
+        high=interval[1],
         grad_sq=estimate.grad_sq,
         trace_cov=estimate.trace_cov,
         examples_used=record.examples,
@@ -330,4 +282,12 @@ def _as_noise_scale(
         micro_batch_size=record.micro_batch_size,
         examples_needed=missing,
         status=status,
+        ghost_batch_size=record.micro_batch_size if mixes_examples(task.model) else None,
+        coverage=float(sizes[covered].sum() / sizes.sum()),
+        uncovered=tuple(name for (name, _), seen in zip(named, covered, strict=True) if not seen),
+        geometries=(
+            *by_geometry(probed.estimates, fitting, adaptive=fitting == "adam"),
+            probed.signs,
+        ),
+        layers=record.layers(named, probed.mean_squares, estimate, population=probed.population),
     )

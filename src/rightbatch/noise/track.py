@@ -20,8 +20,10 @@ from torch import Tensor
 from rightbatch._stats import fieller_interval
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.noise.estimators import NoiseEstimate
+from rightbatch.noise.geometry import fitting_geometry
 from rightbatch.noise.probe import check_probe_options, run_probe
-from rightbatch.results import NoisePoint, NoiseTrack, Status
+from rightbatch.noise.record import interval_status
+from rightbatch.results import GeometryNoise, NoisePoint, NoiseTrack, Status
 from rightbatch.task import Task
 
 _DEFAULT_STEPS = 200
@@ -41,7 +43,12 @@ class _Probe:
 
     step: int
     loss: float
-    estimate: NoiseEstimate
+    estimates: dict[str, NoiseEstimate]  # one per metric
+
+    @property
+    def estimate(self) -> NoiseEstimate:
+        """The Euclidean one."""
+        return self.estimates["euclidean"]
 
 
 def track_noise(
@@ -103,7 +110,7 @@ def track_noise(
 
     def probe() -> None:
         with task.preserved(weights=False):  # gradients, BatchNorm's averages, random states
-            estimate, record = run_probe(
+            probed = run_probe(
                 task,
                 precision=precision,
                 max_examples=max_examples,
@@ -111,7 +118,7 @@ def track_noise(
                 deadline=Deadline(limit.probe_seconds(probes - len(taken)), clock),
                 seed=seed + 1 + limit.step,
             )
-        taken.append(_Probe(limit.step, record.loss, estimate))
+        taken.append(_Probe(limit.step, probed.record.loss, probed.estimates))
 
     with task.preserved():
         probe()
@@ -128,8 +135,7 @@ def track_noise(
                 probe()
             if 0 < taken[-1].loss < _LEARNED * taken[0].loss:
                 break
-    learning_rate = float(task.optimizer.param_groups[0]["lr"])
-    return _summarize(taken, size, learning_rate, diverged=not healthy)
+    return _summarize(task, taken, size, diverged=not healthy)
 
 
 def _checked(task: Task, steps: int | None, batch_size: int | None, probes: int) -> int:
@@ -208,26 +214,44 @@ def _train_until(
     return loss is None or bool(abs(loss) <= _DIVERGED * max(abs(first_loss), 1e-30))
 
 
-def _summarize(
-    probes: list[_Probe], batch_size: int, learning_rate: float, *, diverged: bool
-) -> NoiseTrack:
+def _summarize(task: Task, probes: list[_Probe], batch_size: int, *, diverged: bool) -> NoiseTrack:
     points = tuple(_point(probe, batch_size) for probe in probes)
-    average, low, high = average_over_minimal_steps(
-        [probe.step for probe in probes], [probe.estimate for probe in probes], batch_size
-    )
-    status = Status.DIVERGED if diverged else Status.OK
-    if high is None and not diverged:
-        status = Status.UNRESOLVED if low == 0 else Status.AT_LEAST
+    geometries = _run_averages(probes, batch_size, fitting_geometry(task.optimizer))
+    euclidean = geometries[0]
     return NoiseTrack(
         points=points,
         batch_size=batch_size,
-        learning_rate=learning_rate,
-        run_average=average,
-        low=low,
-        high=high,
+        learning_rate=float(task.optimizer.param_groups[0]["lr"]),
+        run_average=euclidean.noise_scale,
+        low=euclidean.low,
+        high=euclidean.high,
         trend=fit_trend(points),
-        status=status,
+        status=Status.DIVERGED if diverged else euclidean.status,
+        geometries=geometries,
     )
+
+
+def _run_averages(probes: list[_Probe], batch_size: int, fitting: str) -> tuple[GeometryNoise, ...]:
+    """Average in each metric over the probes that had it: second moments need a few steps."""
+    averages = []
+    for name in dict.fromkeys(name for probe in probes for name in probe.estimates):
+        having = [probe for probe in probes if name in probe.estimates]
+        average, low, high = average_over_minimal_steps(
+            [probe.step for probe in having],
+            [probe.estimates[name] for probe in having],
+            batch_size,
+        )
+        averages.append(
+            GeometryNoise(
+                geometry=name,
+                noise_scale=average,
+                low=low,
+                high=high,
+                fits=name == fitting,
+                status=interval_status((low, high)),
+            )
+        )
+    return tuple(averages)
 
 
 def _point(probe: _Probe, batch_size: int) -> NoisePoint:
