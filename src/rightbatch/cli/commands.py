@@ -29,6 +29,7 @@ from rightbatch.cli.options import (
 )
 from rightbatch.cli.session import Session, progress_bar, words
 from rightbatch.cli.session import session as open_session
+from rightbatch.cli.study import study_command
 from rightbatch.errors import RightBatchError
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import cpu_budget_bytes, measure_memory, measure_throughput
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help="Which batch size and learning rate to train with, measured on your hardware.",
 )
+app.command("study")(study_command)
 
 
 @app.command("find")
