@@ -8,6 +8,8 @@ from rightbatch.results import (
     Candidate,
     CriticalBatchSize,
     Current,
+    GeometryNoise,
+    LayerNoise,
     LRCurve,
     LRPoint,
     LRRace,
@@ -93,6 +95,33 @@ def full() -> Results:
             micro_batch_size=16,
             examples_needed=2000,
             status=Status.AT_LEAST,
+            small_gradients="ranks",
+            ghost_batch_size=16,
+            coverage=0.5,
+            uncovered=("head.bias", "tail"),
+            geometries=(
+                GeometryNoise(
+                    geometry="adam",
+                    noise_scale=None,
+                    low=3.0,
+                    high=None,
+                    fits=True,
+                    status=Status.AT_LEAST,
+                ),
+            ),
+            layers=(
+                LayerNoise(
+                    layer="head",
+                    parameters=10,
+                    grad_sq=-0.1,
+                    trace_cov=5.0,
+                    noise_scale=None,
+                    noise_share=1.0,
+                    gradient_share=1.0,
+                ),
+            ),
+            steps_measured=7,
+            steps_skipped=1,
         ),
         track=NoiseTrack(
             points=(

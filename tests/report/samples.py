@@ -6,6 +6,8 @@ from rightbatch.results import (
     Candidate,
     CriticalBatchSize,
     Current,
+    GeometryNoise,
+    LayerNoise,
     LRCurve,
     LRPoint,
     LRRace,
@@ -92,6 +94,32 @@ THROUGHPUT = ThroughputProfile(
     status=Status.OK,
 )
 
+
+def _geometry(
+    name: str, scale: float | None, low: float, high: float | None, status: Status = Status.OK
+) -> GeometryNoise:
+    return GeometryNoise(
+        geometry=name,
+        noise_scale=scale,
+        low=low,
+        high=high,
+        fits=name == "euclidean",
+        status=status,
+    )
+
+
+def _layer(name: str, parameters: int, noise: float, gradient: float) -> LayerNoise:
+    return LayerNoise(
+        layer=name,
+        parameters=parameters,
+        grad_sq=0.42 * gradient,
+        trace_cov=15.96 * noise,
+        noise_scale=38.0 * noise / gradient if gradient > 0 else None,
+        noise_share=noise,
+        gradient_share=gradient,
+    )
+
+
 NOISE = NoiseScale(
     noise_scale=38.0,
     low=29.0,
@@ -103,6 +131,16 @@ NOISE = NoiseScale(
     loss=2.301,
     micro_batch_size=16,
     status=Status.OK,
+    geometries=(
+        _geometry("euclidean", 38.0, 29.0, 51.0),
+        _geometry("adam", None, 0.0, None, Status.NOT_YET),
+        _geometry("sign", 61.0, 52.0, 71.0, Status.BRACKET),
+    ),
+    layers=(
+        _layer("conv", 1_000, 0.25, 0.6),
+        _layer("head", 9_000, 0.7, 0.41),
+        _layer("scale", 1, 0.05, -0.01),
+    ),
 )
 
 _PROBES = (  # examples seen, loss, noise scale, low, high

@@ -79,13 +79,13 @@ class Signs:
         deviations *= 1 + 1 / (4 * (self._count - 1))
         largest, smallest = norm, self._agreement.item() / self._pairs
         scale = deviations**2 * examples_per_weight
-        low = scale / largest**2 if largest > 0 else 0.0
-        high = scale / smallest**2 if smallest > 0 else None
+        ends = [scale / norm**2 for norm in (largest, smallest) if norm > 0]
+        bounded = len(ends) == 2  # both err at random too, so they may come out crossed
         return GeometryNoise(
             geometry="sign",
-            noise_scale=None if high is None else math.sqrt(low * high),
-            low=low,
-            high=high,
+            noise_scale=math.sqrt(ends[0] * ends[1]) if bounded else None,
+            low=min(ends, default=0.0),
+            high=max(ends) if bounded else None,
             fits=fits,
             status=Status.BRACKET,
         )

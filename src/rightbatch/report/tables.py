@@ -1,7 +1,6 @@
 """Results as tables of short words; the text and the page draw the same ones."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import log2
 
 from rightbatch._format import (
@@ -13,34 +12,19 @@ from rightbatch._format import (
     format_ratio,
     format_seconds,
 )
+from rightbatch.report.noise_tables import geometries_table, layers_table, track_table
+from rightbatch.report.table import Row, Table
 from rightbatch.report.words import INSTRUMENTS, OUTCOMES
 from rightbatch.results import (
     Candidate,
     LRRace,
     MemoryProfile,
+    NoiseScale,
     NoiseTrack,
     Plan,
     Results,
     ThroughputProfile,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Cells as words, and why the row stands out: "choice", "current", "impossible" or ""."""
-
-    cells: tuple[str, ...]
-    mark: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """One table: numbers right-aligned, the last column left-aligned where it is a remark."""
-
-    title: str
-    header: tuple[str, ...]
-    rows: tuple[Row, ...]
-    note: str = ""  # how to read it
 
 
 def tables(results: Results, instrument: str) -> tuple[Table, ...]:
@@ -60,8 +44,10 @@ def tables(results: Results, instrument: str) -> tuple[Table, ...]:
             made.append(_memory(value))
         elif isinstance(value, ThroughputProfile):
             made.append(_throughput(value))
+        elif isinstance(value, NoiseScale):
+            made += [geometries_table(value, results.track), layers_table(value)]
         elif isinstance(value, NoiseTrack):
-            made.append(_track(value))
+            made.append(track_table(value))
         elif isinstance(value, LRRace):
             made.append(_race(value))
     return tuple(table for table in made if table.rows)
@@ -205,29 +191,6 @@ def _throughput(throughput: ThroughputProfile) -> Table:
         note=(
             f"computing = {format_seconds(throughput.alpha_seconds)} + "
             f"{format_seconds(throughput.beta_seconds_per_example)} x batch size, about."
-        ),
-    )
-
-
-def _track(track: NoiseTrack) -> Table:
-    rows = (
-        Row(
-            cells=(
-                format_count(p.step),
-                format_count(p.examples_seen),
-                format_number(p.loss, 3),
-                format_interval(p.noise_scale, p.low, p.high),
-            )
-        )
-        for p in track.points
-    )
-    return Table(
-        title="Noise scale along a run",
-        header=("step", "examples seen", "loss", "noise scale"),
-        rows=tuple(rows),
-        note=(
-            f"Trained at batch size {format_count(track.batch_size)} and learning rate "
-            f"{format_learning_rate(track.learning_rate)}."
         ),
     )
 

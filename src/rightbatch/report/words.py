@@ -228,6 +228,10 @@ def _noise(noise: NoiseScale) -> str:
     text = f"{scale} at the present weights ({format_count(noise.examples_used)} measured)"
     if noise.examples_needed:
         text += f"; {format_number(noise.examples_needed)} more examples would settle it"
+    if noise.ghost_batch_size is not None:
+        text += f"; of micro-batches of {format_count(noise.ghost_batch_size)} (BatchNorm)"
+    if noise.coverage < 1:
+        text += f"; {noise.coverage:.1%} of the parameters take part"
     return text
 
 

@@ -237,6 +237,43 @@ def examples_in(batch: Any) -> int | None:
     return None
 
 
+def first_examples(batch: Any, count: int) -> Any:
+    """Keep the first examples of a collated batch, in the same containers.
+
+    Args:
+        batch: A tensor, or a tuple, list, mapping or dataclass of such, also nested. Every tensor
+            with a dimension, and every list of other things as long as the batch, is cut.
+        count: How many to keep.
+
+    Example:
+        >>> first_examples({"x": torch.arange(4), "ids": ["a", "b", "c", "d"], "step": 7}, 2)
+        {'x': tensor([0, 1]), 'ids': ['a', 'b'], 'step': 7}
+    """
+    size = examples_in(batch)
+
+    def cut(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return part[:count] if part.dim() and len(part) == size else part
+        if isinstance(part, MutableMapping):
+            kept = copy.copy(part)
+            kept.update({key: cut(value) for key, value in part.items()})
+            return kept
+        if dataclasses.is_dataclass(part) and not isinstance(part, type):
+            names = [field.name for field in dataclasses.fields(part) if field.init]
+            return dataclasses.replace(part, **{name: cut(getattr(part, name)) for name in names})
+        if isinstance(part, tuple) and hasattr(part, "_fields"):
+            return type(part)(*(cut(item) for item in part))
+        if isinstance(part, tuple | list):
+            has_tensors = any(examples_in(item) is not None for item in part)
+            return type(part)(cut(item) for item in part) if has_tensors else _cut_list(part)
+        return part
+
+    def _cut_list(part: Any) -> Any:
+        return part[:count] if len(part) == size else part
+
+    return cut(batch)
+
+
 def to_device(batch: Any, device: torch.device) -> Any:
     """Move every tensor of a batch to a device, keeping its containers.
 
