@@ -20,12 +20,17 @@ LAYERS = [  # first = bottom
     {"plan", "control", "testing"},
     {"report", "integrations", "tasks"},
     {"find"},
+    {"__init__"},
+    {"studies"},
     {"cli"},
-    {"__init__", "__main__"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 MEASURING = 2  # up to this layer only the numerical libraries
 NUMERICAL = {"torch", "numpy", "scipy"}
+
+# A study is a user of the public API. Beside it: data that claims are about, and the report's look.
+STUDY_MATERIAL = ("rightbatch.tasks", "rightbatch.report.canvas")
 
 # Optional dependencies, and the only places that may import them.
 OPTIONAL = {
@@ -58,6 +63,17 @@ def upward_imports(root: Path) -> Iterator[str]:
             level = LEVEL.get(other, len(LAYERS))  # names of the package itself: above all
             if level != 0 and level >= LEVEL[unit]:
                 yield f"{path.as_posix()} must not import {found.name}"
+
+
+def study_imports(root: Path) -> Iterator[str]:
+    """What studies import beside ``import rightbatch``, the foundation and their material."""
+    for path in files_of(root):
+        for found in imports_of(root, path):
+            other = found.imported_unit
+            if found.unit != "studies" or other in (None, "__init__", "studies", *LAYERS[0]):
+                continue
+            if not f"{found.name}.".startswith(tuple(f"{name}." for name in STUDY_MATERIAL)):
+                yield f"{path.as_posix()} must go through the public API, not {found.name}"
 
 
 def foreign_imports(root: Path) -> Iterator[str]:
@@ -134,6 +150,7 @@ Rule = Callable[[Path], Iterator[str]]
 RULES: list[Rule] = [
     unknown_units,
     upward_imports,
+    study_imports,
     foreign_imports,
     misplaced_extras,
     distributed_imports,
@@ -192,6 +209,16 @@ FAULTS: list[tuple[Rule, str, str, str]] = [
         "import importlib\nimportlib.import_module('rightbatch.plan')",
         "_stats.py must not import rightbatch.plan",
     ),
+    (upward_imports, "find.py", "import rightbatch.studies", "find.py must not import rightbatch"),
+    (upward_imports, "studies/exact.py", "import rightbatch.cli.session", "studies/exact.py must"),
+    (
+        study_imports,
+        "studies/exact.py",
+        "from rightbatch.noise.estimators import estimate_noise",
+        "must go through the public API, not rightbatch.noise.estimators",
+    ),
+    (study_imports, "studies/exact.py", "from rightbatch import Task", "not rightbatch.Task"),
+    (study_imports, "studies/study.py", FUNCTION + "import rightbatch.report.html", "report.html"),
     (foreign_imports, "errors.py", "import rich", "errors.py must not import rich"),
     (foreign_imports, "lr/curve.py", FUNCTION + "from pandas import x", "must not import pandas"),
     (misplaced_extras, "find.py", FUNCTION + "import optuna", "find.py must not import optuna"),
