@@ -19,7 +19,7 @@ from rightbatch.errors import (
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import measure_memory, measure_throughput
 from rightbatch.lr import race, range_test
-from rightbatch.noise import measure_noise, track_noise
+from rightbatch.noise import NoiseMonitor, measure_noise, track_noise
 from rightbatch.plan import critical_batch_size, plan
 from rightbatch.results import (
     CriticalBatchSize,
@@ -43,6 +43,7 @@ __all__ = [
     "LRRace",
     "MemoryProfile",
     "MissingExtra",
+    "NoiseMonitor",
     "NoiseScale",
     "NoiseTrack",
     "NotRepeatable",

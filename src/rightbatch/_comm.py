@@ -1,8 +1,98 @@
-"""Placeholder until the real one lands."""
+"""Who else trains this model: nobody, or a group of ranks.
 
-from torch import Tensor
+The only file that imports ``torch.distributed``. Everything else is written once, for a `Comm`.
+"""
+
+from typing import Protocol, final
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+class Comm(Protocol):
+    """The ranks that train one model together."""
+
+    @property
+    def rank(self) -> int:
+        """This one, from 0."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+        ...
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up over ranks; every rank must call it, and gets the same."""
+        ...
+
+
+@final
+class Alone:
+    """One rank: nothing to add up.
+
+    Example:
+        >>> Alone().sum(torch.ones(2)).tolist()
+        [1.0, 1.0]
+    """
+
+    rank = 0
+    world_size = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the values."""
+        return values
+
+
+@final
+class Group:
+    """A process group.
+
+    Args:
+        process_group: Which; ``None``: all ranks.
+    """
+
+    def __init__(self, process_group: "dist.ProcessGroup | None" = None) -> None:
+        self._group = process_group
+        self.rank = dist.get_rank(process_group)
+        self.world_size = dist.get_world_size(process_group)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Add up over ranks, where the group's backend can: NCCL only adds on the device."""
+        device = values.device
+        if dist.get_backend(self._group) == "nccl" and device.type == "cpu":
+            values = values.to("cuda")
+        total = values.clone()
+        dist.all_reduce(total, group=self._group)
+        return total.to(device)
+
+
+def default_comm() -> Comm:
+    """Return the process group that is initialised, if it has more than one rank."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return Group()
+    return Alone()
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return the tensor itself."""
-    return tensor
+    """Return this rank's shard of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is spread over ranks, as `fully_shard` leaves parameters."""
+    if not dist.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def comm_for(model: nn.Module) -> Comm:
+    """Return the ranks that train a model: a group where its gradients are averaged over one."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return Group(model.process_group)
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        return default_comm()
+    return Alone()

@@ -4,7 +4,8 @@
 `track.py` follows a training run and puts the world back.
 """
 
+from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.noise.probe import measure_noise
 from rightbatch.noise.track import track_noise
 
-__all__ = ["measure_noise", "track_noise"]
+__all__ = ["NoiseMonitor", "measure_noise", "track_noise"]

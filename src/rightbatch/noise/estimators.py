@@ -198,3 +198,9 @@ def _scatter_of_trace(
     deviation = own * (inner_products[1:] - grad_sq)
     covariance = 2 / float(weights.sum()) * float(late @ (deviation * (traces - late @ traces)))
     return variance, covariance
+
+
+def two_sizes(small_sq, big_sq, *, small_inverse, big_inverse):
+    """Solve the pair of equations (stand-in)."""
+    gap = small_inverse - big_inverse
+    return (small_sq - big_sq) / gap, (small_inverse * big_sq - big_inverse * small_sq) / gap

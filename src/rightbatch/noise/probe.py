@@ -223,9 +223,9 @@ class _Taking:
             inner *= record.weights[0] / sum(record.weights)  # of the sum before: its mean
         if not (np.isfinite(squares).all() and np.isfinite(inner).all()):
             raise TaskError(
-                f"gradients must be finite, got |g|^2 = {float(squares[:, 0].sum())!r} in micro-batch "
-                f"{len(record.weights) + 1} at a loss of {loss.item()!r}. Look for an example with "
-                "NaN or infinity in the data set, or for an overflow in low precision."
+                f"gradients must be finite, got |g|^2 = {float(squares[:, 0].sum())!r} in "
+                f"micro-batch {len(record.weights) + 1} at a loss of {loss.item()!r}. Look for an "
+                "example with NaN or infinity in the data set, or for an overflow in low precision."
             )
         record.add(squares, inner.tolist(), weight, loss.item())
         if task.num_examples is None:
