@@ -26,6 +26,8 @@ from rightbatch.studies.finder_ways import (
     stored_gradients,
 )
 
+# Ways that average along training: one step's gradient is not what they measure.
+AVERAGING = ("average", "average_adam", "two_runs", "consecutive", "consecutive_slow")
 DECAY, SLOW_DECAY = 0.99, 0.999
 MOMENTUM_DECAY = 0.9  # of Adam's first moment
 
@@ -53,7 +55,7 @@ FULL = Course(
     group=20,
     stored=(10, 20, 50, 100, 200, 300),
     exact_examples=None,
-    probe_examples=8192,
+    probe_examples=300 * 64,  # as many as way (b) at most
 )
 QUICK = Course(
     steps=(0, 40, 120),
@@ -63,7 +65,7 @@ QUICK = Course(
     group=20,
     stored=(10, 20, 50),
     exact_examples=3000,
-    probe_examples=2048,
+    probe_examples=50 * 64,
 )
 
 

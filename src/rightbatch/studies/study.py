@@ -65,8 +65,8 @@ class Study:
         >>> study = Study(name="water", title="Water", summary="Is it wet?", quick=False, seed=0,
         ...               claims=(claim,), tables=(), drawings=(), measurements={},
         ...               environment={}, seconds=1.0)
-        >>> print(study.to_json()["claims"][0]["verdict"])
-        holds
+        >>> study.to_json()["claims"][0]["verdict"]
+        'holds'
     """
 
     name: str
@@ -82,9 +82,12 @@ class Study:
     seconds: float  # that the run took
 
     def to_json(self) -> dict[str, Any]:
-        """Translate into plain JSON types; drawings are left out, their numbers are not."""
-        plain = {key: value for key, value in asdict(self).items() if key != "drawings"}
-        return {"schema": SCHEMA, **plain}
+        """Translate into plain JSON types; drawings are left out, their numbers are not.
+
+        Raises:
+            ResultsError: If a number is NaN or infinite.
+        """
+        return json.loads(self.dumps())
 
     def dumps(self) -> str:
         """Write as the text of a JSON file.
@@ -92,8 +95,9 @@ class Study:
         Raises:
             ResultsError: If a number is NaN or infinite.
         """
+        plain = {key: value for key, value in asdict(self).items() if key != "drawings"}
         try:
-            return json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n"
+            return json.dumps({"schema": SCHEMA, **plain}, indent=1, allow_nan=False) + "\n"
         except ValueError as error:
             raise ResultsError(
                 f"a study may hold finite numbers only, got {error}. "
