@@ -445,3 +445,88 @@ def test_batch_norm_with_micro_batches_says_its_ghost_batch() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     monitor, _ = monitored(model, sizes=(6, 6))
     assert monitor.result().ghost_batch_size == 6
+
+
+# One micro-batch on one rank.
+
+
+def single_batches(steps: int, size: int = 12) -> list[Batch]:
+    return [micro_batches[0] for micro_batches in batches(steps, (size,))]
+
+
+def expected_from_first(model: nn.Module, batch: Batch, count: int) -> tuple[float, float]:
+    """Solve the two equations with the mean gradient of the first examples as the small one."""
+    size = len(batch[0])
+    small = mean_gradient(model, (batch[0][:count], batch[1][:count])).square().sum()
+    big = mean_gradient(model, batch).square().sum()
+    gap = 1 / count - 1 / size
+    return ((small - big) / gap).item(), ((big / count - small / size) / gap).item()
+
+
+def mse(model: nn.Module, batch: Batch) -> Tensor:
+    return F.mse_loss(model(batch[0]), batch[1])
+
+
+class Noisy(nn.Module):
+    """Draws random numbers and counts its calls in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.dropout = net(), nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.dropout(self.net(x))
+
+
+def test_an_extra_pass_equals_its_definition_and_changes_nothing() -> None:
+    results = []
+    for loss in (None, mse):
+        torch.manual_seed(5)
+        model = Noisy()
+        optimizer = sgd(model)
+        options: dict[str, Any] = {} if loss is None else {"loss": loss, "examples": 4}
+        monitor = rb.NoiseMonitor(model, optimizer, every=1, **options)
+        if loss is not None:
+            monitor.__enter__()
+        for batch in single_batches(5):
+            optimizer.zero_grad()
+            mse(model, batch).backward()
+            if loss is not None:
+                monitor.observe(12, batch=batch)
+            optimizer.step()
+        results.append([p.detach().clone() for p in model.parameters()])
+        results[-1].append(torch.get_rng_state())
+        results[-1].append(model.calls)
+    assert monitor.result().small_gradients == "extra_pass"
+    assert monitor.result().steps_measured == 4
+    monitor.__exit__(None, None, None)
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_an_extra_pass_equals_the_two_equations() -> None:
+    model = net()
+    optimizer = sgd(model, lr=0.0)
+    todo = single_batches(4)
+    expected = [expected_from_first(model, batch, 5) for batch in todo[1:]]
+    with rb.NoiseMonitor(
+        model, optimizer, every=1, loss=mse, examples=5, half_life_examples=1e15
+    ) as monitor:
+        for batch in todo:
+            optimizer.zero_grad()
+            (mse(model, batch) * 0.25).backward()
+            monitor.observe(12, factor=0.25, batch=batch)
+            optimizer.step()
+    assert averages(monitor) == pytest.approx(np.mean(expected, axis=0), rel=1e-9)
+
+
+def test_an_extra_pass_without_a_batch_is_told() -> None:
+    model = net()
+    optimizer = sgd(model)
+    with (
+        rb.NoiseMonitor(model, optimizer, every=1, loss=mse) as monitor,
+        pytest.raises(TaskError, match="must be given `batch=`"),
+    ):
+        train(model, optimizer, 3, monitor, sizes=(6,))

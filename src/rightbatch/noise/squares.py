@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch._comm import local_part
+from rightbatch.errors import TaskError
 from rightbatch.noise.geometry import EUCLIDEAN, PRECONDITIONED, Preconditioner
 
 _CHUNK = 1 << 17  # elements weighted or upcast at a time, so that no gradient-sized copy exists
@@ -85,9 +86,22 @@ class Squares:
         shape = (len(self.parameters), len(self.names))
         self.squares = torch.zeros(shape, dtype=torch.float64, device=self._device)
         self.inner = torch.zeros(len(self.names), dtype=torch.float64, device=self._device)
+        self._taken: set[int] = set()
 
     def take(self, index: int, gradient: Tensor, before: Tensor | None) -> None:
-        """Note the gradient of one parameter, and ``before``: what was accumulated before it."""
+        """Note the gradient of one parameter, and ``before``: what was accumulated before it.
+
+        Raises:
+            TaskError: If a gradient comes in two parts, so that its square is not theirs.
+        """
+        if index in self._taken:
+            raise TaskError(
+                "each parameter must get its gradient in one part, got two for one of shape "
+                f"{tuple(self.parameters[index].shape)}. Either two backward passes came before "
+                "one `observe`: call it after each; or a parameter is shared between "
+                "checkpointed parts: use checkpoint(..., use_reentrant=False)."
+            )
+        self._taken.add(index)
         metric = self.metrics[index] if self.metrics else None
         self.squares[index] += inner_products(gradient, gradient, metric).to(self._device)
         if before is not None:
