@@ -17,7 +17,7 @@ COURSE = Course(
 TRUTH = {0: 150.0, 10: 50.0, 100: 200.0, 1000: 900.0}
 WAYS = (
     *("average", "average_adam", "consecutive", "consecutive_slow", "consecutive_frozen"),
-    *("two_runs", "probe"),
+    *("two_runs", "probe", "monitor"),
 )
 
 
@@ -38,7 +38,7 @@ def look(run: int, step: int) -> Look:
         estimates["two_runs"] = Parts(grad_sq=0.5, trace_cov=-1.0)
     if step == 0:
         estimates |= dict.fromkeys(("average", "average_adam", "consecutive", "two_runs"))
-        estimates["consecutive_slow"] = None
+        estimates |= dict.fromkeys(("consecutive_slow", "monitor"))
     estimates["probe"] = parts(truth * 1.05)
     return Look(
         run=run,

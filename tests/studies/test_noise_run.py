@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import rightbatch as rb
 from rightbatch.studies.finder_ways import (
     ConsecutiveBatches,
     MovingSquare,
@@ -11,6 +12,8 @@ from rightbatch.studies.finder_ways import (
 )
 from rightbatch.studies.noise_run import (
     FULL,
+    MONITOR_EVERY,
+    MONITOR_HALF_LIFE,
     QUICK,
     Course,
     Look,
@@ -24,7 +27,7 @@ COURSE = Course(
     steps=(0, 6, 12),
     compare_from=6,
     runs=2,
-    batch_size=4,
+    batch_size=16,
     group=3,
     stored=(3, 8),
     exact_examples=None,
@@ -88,11 +91,11 @@ def trained_by_hand(seed: int, size: int, steps: int) -> list[torch.Tensor]:
 def test_every_way_sees_the_run_that_it_should(run: int) -> None:
     looks = {k.step: k for k in follow(2)[1] if k.run == run}
     own = 2000 + 10 * run
-    single = trained_by_hand(own + 2, 4, 12)
-    double = trained_by_hand(own + 1, 8, 6)
+    single = trained_by_hand(own + 2, 16, 12)
+    double = trained_by_hand(own + 1, 32, 6)
     for step in (6, 12):
         small, big = MovingSquare(0.99), MovingSquare(0.99**2)
-        groups = ConsecutiveBatches(4, group=3, decay=0.99)
+        groups = ConsecutiveBatches(16, group=3, decay=0.99)
         for gradient in single[:step]:
             small.see(gradient)
             groups.see(gradient)
@@ -100,7 +103,7 @@ def test_every_way_sees_the_run_that_it_should(run: int) -> None:
             big.see(gradient)
         assert small.value is not None
         assert big.value is not None
-        expected = from_two_sizes(small_sq=small.value, big_sq=big.value, small=4, big=8)
+        expected = from_two_sizes(small_sq=small.value, big_sq=big.value, small=16, big=32)
         found = looks[step].estimates["two_runs"]
         assert found is not None
         assert found.grad_sq == pytest.approx(expected.grad_sq, rel=1e-9)
@@ -111,13 +114,39 @@ def test_every_way_sees_the_run_that_it_should(run: int) -> None:
         assert in_groups.grad_sq == pytest.approx(wanted.grad_sq, rel=1e-9)
 
 
+def test_the_monitor_goes_on_over_the_looks_in_between() -> None:
+    """Two stretches of training give what one monitor over both would."""
+    looks = follow(2)[1]
+    task = quadratic().task
+    batches = task.batches(16, seed=2002)
+    with rb.NoiseMonitor(
+        task.model,
+        task.optimizer,
+        every=MONITOR_EVERY,
+        examples=8,
+        loss=lambda model, batch: task.loss(batch)[0],
+        half_life_examples=MONITOR_HALF_LIFE * 16,
+    ) as monitor:
+        for _ in range(12):
+            batch = next(batches)
+            task.optimizer.zero_grad()
+            task.loss(batch)[0].backward()
+            monitor.observe(16, batch=batch)
+            task.optimizer.step()
+    expected, found = monitor.result(), looks[2].estimates["monitor"]
+    assert expected.steps_measured == 6
+    assert found is not None
+    assert found.trace_cov == pytest.approx(expected.trace_cov, rel=1e-9)
+    assert found.grad_sq == pytest.approx(expected.grad_sq, rel=1e-9)
+
+
 def test_stored_gradients_are_fresh_batches_at_the_weights_of_the_step() -> None:
     look = follow(2)[1][0]  # run 0, step 0: the weights are 0
     task = quadratic()
-    batches = task.task.batches(4, seed=2000 + 2 + 3 + 2)
+    batches = task.task.batches(16, seed=2000 + 2 + 3 + 2)
     kept = torch.stack([-next(batches).mean(0) for _ in range(8)])
     for count in COURSE.stored:
-        expected = stored_gradients(kept[:count], batch_size=4)
+        expected = stored_gradients(kept[:count], batch_size=16)
         found = look.estimates[stored_name(count)]
         assert found is not None
         assert found.trace_cov == pytest.approx(expected.trace_cov, rel=1e-9)
@@ -126,8 +155,8 @@ def test_stored_gradients_are_fresh_batches_at_the_weights_of_the_step() -> None
 
 def test_nothing_is_told_before_anything_was_seen() -> None:
     look = follow()[1][0]
-    unseen = ("average", "average_adam", "consecutive", "consecutive_slow", "two_runs")
-    assert [look.estimates[name] for name in unseen] == [None] * 5
+    unseen = ("average", "average_adam", "consecutive", "consecutive_slow", "two_runs", "monitor")
+    assert [look.estimates[name] for name in unseen] == [None] * 6
 
 
 @pytest.mark.parametrize("course", [FULL, QUICK])
@@ -145,4 +174,4 @@ def test_memory_is_that_of_the_tensors_kept() -> None:
     assert kept["average"] == kept["average_adam"] == 2
     assert kept["consecutive"] == kept["consecutive_frozen"] == 3
     assert kept["stored_8"] == 8
-    assert kept["two_runs"] == kept["probe"] == 0
+    assert kept["two_runs"] == kept["probe"] == kept["monitor"] == 0

@@ -30,6 +30,7 @@ def verdict_of(key: str, **found: Accuracy) -> Verdict:
         "two_runs": EXACT,
         "consecutive": EXACT,
         "probe": EXACT,
+        "monitor": EXACT,
         **found,
     }
     claims = {claim.key: claim for claim in judge_ways(ways, (10, 100, 300))}
@@ -87,8 +88,9 @@ def test_two_runs(found: Accuracy, expected: Verdict) -> None:
         (FEW, UNKNOWN),
     ],
 )
-def test_consecutive_batches(found: Accuracy, expected: Verdict) -> None:
+def test_consecutive_batches_and_the_monitor(found: Accuracy, expected: Verdict) -> None:
     assert verdict_of("C2 (d)", consecutive=found) is expected
+    assert verdict_of("C2 (live)", monitor=found) is expected
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,7 @@ def test_the_evidence_says_the_numbers() -> None:
                 ("average", "average_adam", "stored_10", "consecutive", "probe"), EXACT
             ),
             "two_runs": NEGATIVE,
+            "monitor": EXACT,
         },
         (10,),
     )

@@ -12,6 +12,8 @@ from rightbatch.studies.noise_figures import drawings
 from rightbatch.studies.noise_run import (
     AVERAGING,
     FULL,
+    MONITOR_EVERY,
+    MONITOR_EXAMPLES,
     QUICK,
     Course,
     Look,
@@ -161,8 +163,8 @@ def _summary(course: Course, quick: bool) -> str:
         f"MNIST, a network of three convolutions, SGD at batch size {course.batch_size}. "
         f"{course.runs} runs from the same weights, each with its own order of the data, over "
         f"{course.steps[-1]:,} steps. At {len(course.steps)} points of each, the exact noise scale "
-        f"comes from the gradients of {exact}, one by one. Ways (a), (c) and (d) watch the "
-        f"training; (b) and the probe measure at frozen weights. Compared from step "
+        f"comes from the gradients of {exact}, one by one. Ways (a), (c), (d) and NoiseMonitor "
+        f"watch the training; (b) and the probe measure at frozen weights. Compared from step "
         f"{course.compare_from:,} on."
     )
     return f"{text} A quick trial: too little to judge a claim by." if quick else text
@@ -179,6 +181,7 @@ def way_labels(course: Course) -> dict[str, str]:
         "consecutive_slow": f"(d) {course.group} batches, 0.999",
         "consecutive_frozen": "(d) standing still",
         "probe": "frozen probe",
+        "monitor": "NoiseMonitor, live",
     }
 
 
@@ -196,6 +199,7 @@ def extra_examples(looks: Sequence[Look], course: Course) -> dict[str, int]:
         "consecutive_frozen": stored[stored_name(course.stored[-1])],
         "two_runs": course.steps[-1] * course.batch_size,
         "probe": probed,
+        "monitor": MONITOR_EXAMPLES * course.steps[-1] // MONITOR_EVERY,
     }
 
 

@@ -40,6 +40,7 @@ def _styles(course: Course) -> dict[str, _Style]:
         "consecutive_slow": ("(d) consecutive, 0.999", TODAY, "diamond-tall"),
         "consecutive_frozen": ("(d) standing still", TODAY, "cross"),
         "probe": ("frozen probe", CHOICE, "circle"),
+        "monitor": ("NoiseMonitor", CHOICE, "star"),
     }
 
 

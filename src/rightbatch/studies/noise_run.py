@@ -7,8 +7,8 @@ exact, (b), probe      exact, (b), probe         exact, (b), probe     at frozen
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass, field, replace
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -27,9 +27,15 @@ from rightbatch.studies.finder_ways import (
 )
 
 # Ways that average along training: one step's gradient is not what they measure.
-AVERAGING = ("average", "average_adam", "two_runs", "consecutive", "consecutive_slow")
+AVERAGING = (
+    *("average", "average_adam", "two_runs", "consecutive", "consecutive_slow"),
+    "monitor",
+)
 DECAY, SLOW_DECAY = 0.99, 0.999
 MOMENTUM_DECAY = 0.9  # of Adam's first moment
+MONITOR_EXAMPLES = 8  # of a measured batch, differentiated once more
+MONITOR_EVERY = 2  # steps; fixed, so that the study repeats: the default follows the clock
+MONITOR_HALF_LIFE = 500  # steps; about that of way (d), whose groups weigh half after 69
 
 
 @final
@@ -126,7 +132,7 @@ def tensors_kept(course: Course) -> dict[str, int]:
     kept = {name: way.tensors_kept for name, way in followers.averages.items()}
     kept |= {name: way.tensors_kept for name, way in followers.groups.items()}
     kept |= {stored_name(count): count for count in course.stored}
-    return kept | {"consecutive_frozen": course.group, "two_runs": 0, "probe": 0}
+    return kept | {"consecutive_frozen": course.group, "two_runs": 0, "probe": 0, "monitor": 0}
 
 
 def stored_name(count: int) -> str:
@@ -193,14 +199,40 @@ def _follow(
 ) -> Iterator[Look]:
     followers = _Followers(course)
     batches = task.batches(course.batch_size, seed=seed)
+    state: dict[str, Any] | None = None
     for step, until in zip((0, *course.steps), course.steps, strict=False):
-        for at in range(step, until):
-            if at % 50 == 0:
-                tick(course.steps[-1] + at, "training and watching")
-            followers.see(_gradient(task, next(batches)))
-            task.optimizer.step()
+        monitor = _monitor(task, course, state)
+        with monitor:  # only around training: what is measured in between is not of the run
+            for at in range(step, until):
+                if at % 50 == 0:
+                    tick(course.steps[-1] + at, "training and watching")
+                batch = next(batches)
+                followers.see(_gradient(task, batch))
+                monitor.observe(course.batch_size, batch=batch)
+                task.optimizer.step()
+        state = monitor.state_dict()
+        found = monitor.result()
+        live = None
+        if found.steps_measured:
+            live = Parts(grad_sq=found.grad_sq, trace_cov=found.trace_cov)
         tick(course.steps[-1] + until, "measuring at frozen weights")
-        yield _look(task, course, run, until, seed + 3, followers, double_squares[until])
+        look = _look(task, course, run, until, seed + 3, followers, double_squares[until])
+        yield replace(look, estimates={**look.estimates, "monitor": live})
+
+
+def _monitor(task: rb.Task, course: Course, state: dict[str, Any] | None) -> rb.NoiseMonitor:
+    """Go on where the monitor of the last stretch stood."""
+    monitor = rb.NoiseMonitor(
+        task.model,
+        task.optimizer,
+        every=MONITOR_EVERY,
+        examples=MONITOR_EXAMPLES,
+        loss=lambda model, batch: task.loss(batch)[0],
+        half_life_examples=MONITOR_HALF_LIFE * course.batch_size,
+    )
+    if state is not None:
+        monitor.load_state_dict(state)
+    return monitor
 
 
 def _gradient(task: rb.Task, batch: object) -> Tensor:
