@@ -45,6 +45,7 @@ class NoiseEstimate:
     quadratic_share: float  # of var_grad_sq, the part that falls as 1/n^2 rather than 1/n
     units: float  # W
     micro_batches: int  # K
+    degrees: float | None = None  # of freedom behind the variances; None: by the micro-batches
 
     @property
     def ratio(self) -> float | None:
@@ -55,13 +56,15 @@ class NoiseEstimate:
 
     def interval(self) -> tuple[float, float | None]:
         """95 % interval of the ratio in units; ``None``: no upper end."""
+        if math.isinf(self.var_grad_sq):
+            return 0.0, None
         return fieller_interval(
             self.trace_cov,
             self.grad_sq,
             var_numerator=self.var_trace_cov,
             var_denominator=self.var_grad_sq,
             covariance=self.covariance,
-            degrees=max(1.0, self.micro_batches / 2),
+            degrees=max(1.0, self.micro_batches / 2) if self.degrees is None else self.degrees,
         )
 
     def units_for(self, precision: float) -> float | None:
@@ -170,6 +173,41 @@ def estimate_noise(
     )
 
 
+def two_sizes(
+    small_sq: Floats, big_sq: Floats, *, small_inverse: float, big_inverse: float
+) -> tuple[Floats, Floats]:
+    r"""Solve ``E|g|^2 = |G|^2 + tr(Sigma) / size`` at two sizes, for any numbers of cells.
+
+    Args:
+        small_sq: Mean ``|g|^2`` of small gradients.
+        big_sq: ``|g|^2`` of the big one, of the same shape.
+        small_inverse: Mean of ``1/size`` over the small ones, each weighted as in ``small_sq``.
+        big_inverse: ``sum f^2 / w`` of a big one that sums gradients of ``w`` units with factors
+            ``f`` that add up to 1: ``1/size`` where all units count alike.
+
+    Returns:
+        ``tr(Sigma)`` and ``|G|^2``, unbiased; the latter may be negative.
+
+    Raises:
+        ValueError: If the small gradients are not smaller than the big one.
+
+    Example:
+        >>> two_sizes(np.array([3.0]), np.array([1.5]), small_inverse=1.0, big_inverse=1 / 4)
+        (array([2.]), array([1.]))
+
+    References:
+        McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, appendix A.1.
+    """
+    gap = small_inverse - big_inverse
+    if not gap > 0 or not big_inverse > 0:
+        raise ValueError(
+            f"`small_inverse` must exceed `big_inverse`, and both be positive, got small_inverse="
+            f"{small_inverse!r}, big_inverse={big_inverse!r}. Two gradients of one size tell "
+            "nothing of the noise: split the batch into micro-batches."
+        )
+    return (small_sq - big_sq) / gap, (small_inverse * big_sq - big_inverse * small_sq) / gap
+
+
 def _fit_scatter(inner_products: Floats, weights: Floats, grad_sq: float) -> tuple[float, float]:
     """Fit ``G'Sigma G`` and ``tr(Sigma^2)`` to the squared deviations of ``a_k``."""
     before = np.cumsum(weights)[:-1]
@@ -198,9 +236,3 @@ def _scatter_of_trace(
     deviation = own * (inner_products[1:] - grad_sq)
     covariance = 2 / float(weights.sum()) * float(late @ (deviation * (traces - late @ traces)))
     return variance, covariance
-
-
-def two_sizes(small_sq, big_sq, *, small_inverse, big_inverse):
-    """Solve the pair of equations (stand-in)."""
-    gap = small_inverse - big_inverse
-    return (small_sq - big_sq) / gap, (small_inverse * big_sq - big_inverse * small_sq) / gap

@@ -48,6 +48,7 @@ _COUNTS = (
     "_skipped",
     "_examples_seen",
     "_examples_measured",
+    "_examples_then",
     "_small_examples",
     "_expected",
     "_batch_size",
@@ -166,6 +167,7 @@ class NoiseMonitor:
         self._source_name = ""
         self._steps = self._measured = self._skipped = 0
         self._examples_seen = self._examples_measured = self._small_examples = 0.0
+        self._examples_then = 0.0  # examples seen when the last step was measured
         self._expected = 0  # backward passes of the last whole step
         self._batch_size = 0  # examples of its last backward pass
         self._passes = 0  # backward passes of this step so far
@@ -330,7 +332,7 @@ class NoiseMonitor:
         self._covered = list(state["covered"])
         self._running = {}
         for name, saved in state["running"].items():
-            self._running[name] = self._new_running(name)
+            self._running[name] = RunningNoise()
             self._running[name].load_state_dict(saved)
         for name in _COUNTS:
             setattr(self, name, state["counts"][name])
@@ -409,28 +411,31 @@ class NoiseMonitor:
         self._small_examples += solved.small_examples
         if self._half_life is None and self._pace.every is not None:
             self._half_life = _HALF_LIFE_STEPS * self._pace.every * solved.examples
+        keep = self._keep()
         kept = np.array(self._covered)[:, None]
         trace_cov, grad_sq = solved.trace_cov * kept, solved.grad_sq * kept
         for index, name in enumerate(armed.names):
-            running = self._running.setdefault(name, self._new_running(name))
             noise, signal = trace_cov[:, index], grad_sq[:, index]
-            if name == "euclidean":
-                running.add(
-                    np.concatenate([[noise.sum()], noise]),
-                    np.concatenate([[signal.sum()], signal]),
-                    examples=solved.examples,
-                )
-            else:
-                running.add(noise.sum(), signal.sum(), examples=solved.examples)
+            cells = 1 + len(noise) if name == "euclidean" else 1  # the whole, then parameters
+            running = self._running.setdefault(name, RunningNoise(cells))
+            running.add(
+                np.concatenate([[noise.sum()], noise])[:cells],
+                np.concatenate([[signal.sum()], signal])[:cells],
+                weight=solved.examples,
+                keep=keep,
+            )
+
+    def _keep(self) -> float:
+        """Return what earlier measurements count now, by the examples seen since the last."""
+        elapsed = self._examples_seen - self._examples_then
+        self._examples_then = self._examples_seen
+        return 0.5 ** (elapsed / self._half_life) if self._half_life else 1.0
 
     def _layers(self, whole: NoiseEstimate) -> tuple[LayerNoise, ...]:
         trace_cov, grad_sq = self._running["euclidean"].means()
         return split_by_layer(
             self._named, trace_cov[1:], grad_sq[1:], whole.trace_cov, whole.grad_sq
         )
-
-    def _new_running(self, name: str) -> RunningNoise:
-        return RunningNoise(self._half_life)
 
 
 def _check_options(
