@@ -59,13 +59,16 @@ class Group:
         self.world_size = dist.get_world_size(process_group)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add up over ranks, where the group's backend can: NCCL only adds on the device."""
+        """Add up over ranks, in their order, so that every rank gets the same bits.
+
+        A reduction may add in another order on each rank; decisions would then differ.
+        """
         device = values.device
         if dist.get_backend(self._group) == "nccl" and device.type == "cpu":
-            values = values.to("cuda")
-        total = values.clone()
-        dist.all_reduce(total, group=self._group)
-        return total.to(device)
+            values = values.to("cuda")  # where alone NCCL can send from
+        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(gathered, values.contiguous(), group=self._group)
+        return torch.stack(gathered).sum(0).to(device)
 
 
 def default_comm() -> Comm:

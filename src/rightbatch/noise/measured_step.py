@@ -38,10 +38,16 @@ class Solved:
     grad_sq: Floats  # [parameters, metrics]
     examples: float  # in the step, over all ranks
     small_examples: float  # in one small gradient, on average
+    examples_seen: float  # since training began, over all ranks
 
 
 def solve(
-    micro_batches: list[MicroBatch], accumulated: Tensor, comm: Comm, *, sharded: bool
+    micro_batches: list[MicroBatch],
+    accumulated: Tensor,
+    comm: Comm,
+    *,
+    sharded: bool,
+    examples_seen: float = 0.0,
 ) -> Solved | None:
     """Add up over micro-batches and ranks, and solve both equations.
 
@@ -51,6 +57,7 @@ def solve(
             ranks, or of this rank's shard of it.
         comm: The ranks.
         sharded: Whether ``accumulated`` is a shard's.
+        examples_seen: By this rank, since training began.
 
     Returns:
         The step's estimates, the same on every rank; ``None`` where a gradient is not finite.
@@ -65,6 +72,7 @@ def solve(
         sum((m.factor / ranks) ** 2 / m.units for m in micro_batches),
         sum(m.units for m in micro_batches),
         sum(m.examples for m in micro_batches),
+        examples_seen,
     ]
     mine = torch.cat(
         [
@@ -77,7 +85,7 @@ def solve(
     total = comm.sum(mine).cpu().numpy()
     if not np.isfinite(total).all():
         return None
-    count, small_units, factor, inverse, units, examples = total[: len(scalars)]
+    count, small_units, factor, inverse, units, examples, seen = total[: len(scalars)]
     small, big = total[len(scalars) :].reshape(2, *squares.shape)
     trace_cov, grad_sq = two_sizes(
         small / small_units,
@@ -91,6 +99,7 @@ def solve(
         grad_sq=grad_sq,
         examples=float(examples),
         small_examples=float(small_units / count / units_per_example),
+        examples_seen=float(seen),
     )
 
 
@@ -141,8 +150,8 @@ class MeasuredStep:
         self._accumulated = self._squares.of_accumulated()
         self._after.append(self._accumulated[self._witness])
 
-    def solve(self, comm: Comm) -> Solved | None:
-        """Solve for both parts; ``None`` where the step cannot be used."""
+    def solve(self, comm: Comm, *, examples_seen: float) -> Solved | None:
+        """Solve for both parts; ``None`` where the step cannot be used. See `solve`."""
         if self._accumulated is None:
             return None
         begin = self._beginning()
@@ -152,6 +161,7 @@ class MeasuredStep:
             self._accumulated,
             comm,
             sharded=self._sharded,
+            examples_seen=examples_seen,
         )
 
     def _beginning(self) -> int:
@@ -160,6 +170,7 @@ class MeasuredStep:
             return 0
         for index in range(len(self._before) - 1, 0, -1):
             before, after = self._before[index], self._after[index - 1]
-            if before is None or not torch.equal(before, after):
+            # Accumulating to NaN is accumulating: the step is left out, but as one step.
+            if before is None or not torch.equal(before.nan_to_num(), after.nan_to_num()):
                 return index
         return 0

@@ -167,7 +167,7 @@ class NoiseMonitor:
         self._source_name = ""
         self._steps = self._measured = self._skipped = 0
         self._examples_seen = self._examples_measured = self._small_examples = 0.0
-        self._examples_then = 0.0  # examples seen when the last step was measured
+        self._examples_then = 0.0  # by all ranks, when the last step was measured
         self._expected = 0  # backward passes of the last whole step
         self._batch_size = 0  # examples of its last backward pass
         self._passes = 0  # backward passes of this step so far
@@ -216,7 +216,7 @@ class NoiseMonitor:
         reported = Reported(units, factor, examples, batch)
         self._passes += 1
         self._batch_size = round(reported.examples)
-        self._examples_seen += reported.examples * self._comm.world_size
+        self._examples_seen += reported.examples
         if self._armed is not None:
             with self._pace.working(), torch.no_grad():
                 if self._scaler is not None:
@@ -394,7 +394,7 @@ class NoiseMonitor:
         self._arm_if_due()
 
     def _add(self, armed: MeasuredStep) -> None:
-        solved = armed.solve(self._comm)
+        solved = armed.solve(self._comm, examples_seen=self._examples_seen)
         self._skipped += armed.abandoned + (solved is None)
         if solved is None:
             return
@@ -411,7 +411,7 @@ class NoiseMonitor:
         self._small_examples += solved.small_examples
         if self._half_life is None and self._pace.every is not None:
             self._half_life = _HALF_LIFE_STEPS * self._pace.every * solved.examples
-        keep = self._keep()
+        keep = self._keep(solved.examples_seen)
         kept = np.array(self._covered)[:, None]
         trace_cov, grad_sq = solved.trace_cov * kept, solved.grad_sq * kept
         for index, name in enumerate(armed.names):
@@ -425,10 +425,10 @@ class NoiseMonitor:
                 keep=keep,
             )
 
-    def _keep(self) -> float:
+    def _keep(self, examples_seen: float) -> float:
         """Return what earlier measurements count now, by the examples seen since the last."""
-        elapsed = self._examples_seen - self._examples_then
-        self._examples_then = self._examples_seen
+        elapsed = examples_seen - self._examples_then
+        self._examples_then = examples_seen
         return 0.5 ** (elapsed / self._half_life) if self._half_life else 1.0
 
     def _layers(self, whole: NoiseEstimate) -> tuple[LayerNoise, ...]:

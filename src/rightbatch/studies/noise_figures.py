@@ -9,7 +9,6 @@ from rightbatch._format import format_count, format_number
 from rightbatch.report.canvas import (
     CHOICE,
     FAINT,
-    INK,
     LIMIT,
     MEASURED,
     SECOND,
@@ -253,4 +252,4 @@ def _factor(found: Accuracy) -> float:
 
 
 def _line_of_good(figure: go.Figure) -> None:
-    figure.add_hline(y=GOOD, line={"color": INK, "width": 1, "dash": "dot"}, opacity=0.5)
+    figure.add_hline(y=GOOD, line={"color": FAINT, "width": 1, "dash": "dot"})
