@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def run(*arguments: str) -> Any:
 
 def instant(*, seed: int, quick: bool, progress: Progress) -> Study:
     progress(1.0, "done")
-    return made()
+    return replace(made(), seed=seed, quick=quick)
 
 
 def interrupted(**options: Any) -> Study:
@@ -61,10 +62,10 @@ def test_a_study_is_printed_and_written_down(place: Callable[[Any], Path]) -> No
     folder = place(instant)
     done = run("noise-estimators")
     assert done.exit_code == 0, done.output
-    assert done.stdout == render_text(made())
+    assert done.stdout == render_text(replace(made(), seed=0))
     assert "Wrote studies/noise-estimators.html and studies/noise-estimators.json" in done.stderr
     saved = json.loads((folder / "studies" / "noise-estimators.json").read_text())
-    assert saved == made().to_json()
+    assert saved == replace(made(), seed=0).to_json()
     page = (folder / "studies" / "noise-estimators.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
 
@@ -74,6 +75,8 @@ def test_json_prints_the_file_and_nothing_else(place: Callable[[Any], Path]) -> 
     done = run("noise-estimators", "--json", "--output", "out", "--quick", "--seed", "3")
     assert done.exit_code == 0, done.output
     assert done.stdout == (folder / "out" / "noise-estimators.json").read_text()
+    study = json.loads(done.stdout)
+    assert (study["seed"], study["quick"]) == (3, True)
 
 
 @pytest.mark.parametrize(("arguments", "got"), [(("noise",), "'noise'"), ((), "None")])

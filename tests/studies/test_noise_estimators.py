@@ -92,10 +92,10 @@ def test_the_study_says_what_was_measured() -> None:
 
 
 def test_a_probe_that_misses_is_counted_as_missing() -> None:
-    found = looks()
-    far = replace(found[-1].probe, low=2 * TRUTH[1000])
-    found[-1] = replace(found[-1], probe=far)
-    assert "holds the exact value 11 times of 12" in made(found).tables[0].note
+    for miss in ({"low": 2 * TRUTH[1000]}, {"low": 1.0, "high": 0.9 * TRUTH[1000]}):
+        found = looks()
+        found[-1] = replace(found[-1], probe=replace(found[-1].probe, **miss))
+        assert "holds the exact value 11 times of 12" in made(found).tables[0].note
 
 
 def test_the_file_holds_every_number_and_only_finite_ones() -> None:
@@ -120,6 +120,11 @@ def test_figures_draw_the_numbers_of_the_file() -> None:
     along, memory, stored = (drawing.figure for drawing in study.drawings)
     line = next(trace for trace in along["data"] if trace.get("name") == "exact")
     assert list(line["y"]) == pytest.approx([TRUTH[s] * 1.015 for s in COURSE.steps])
+    probe = next(trace for trace in along["data"] if trace.get("name") == "frozen probe")
+    ends = [1.05 * TRUTH[1000], 1.05 * 1.03 * TRUTH[1000]]
+    bar = probe["error_y"]
+    drawn = [probe["y"][-1] - bar["arrayminus"][-1], probe["y"][-1] + bar["array"][-1]]
+    assert drawn == pytest.approx(ends)
     factors = [y for figure in (memory, stored) for trace in figure["data"] for y in trace["y"]]
     ways = study.measurements["ways"].values()
     allowed = {way["typical_factor"] for way in ways} | {100.0}

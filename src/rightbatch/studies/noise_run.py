@@ -286,8 +286,7 @@ def _look(
 def _stored(task: rb.Task, course: Course, seed: int) -> dict[str, Parts | None]:
     """Way (b) at the present weights, with every number of gradients."""
     batches = task.batches(course.batch_size, seed=seed)
-    with task.preserved(weights=False):
-        kept = torch.stack([_gradient(task, next(batches)) for _ in range(course.stored[-1])])
+    kept = torch.stack([_gradient(task, next(batches)) for _ in range(course.stored[-1])])
     size = course.batch_size
     found: dict[str, Parts | None] = {"consecutive_frozen": _in_groups(kept, course)}
     for count in course.stored:
