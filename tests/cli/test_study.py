@@ -14,7 +14,7 @@ from rightbatch.cli.commands import app
 from rightbatch.errors import DataUnavailable
 from rightbatch.studies import STUDIES, Study
 from rightbatch.studies.catalogue import Entry
-from rightbatch.studies.showing import render_text
+from rightbatch.studies.showing import render_markdown, render_text
 from tests.studies.test_noise_estimators import made
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -63,11 +63,13 @@ def test_a_study_is_printed_and_written_down(place: Callable[[Any], Path]) -> No
     done = run("noise-estimators")
     assert done.exit_code == 0, done.output
     assert done.stdout == render_text(replace(made(), seed=0))
-    assert "Wrote studies/noise-estimators.html and studies/noise-estimators.json" in done.stderr
+    assert "Wrote studies/noise-estimators.html, and noise-estimators.json" in done.stderr
     saved = json.loads((folder / "studies" / "noise-estimators.json").read_text())
     assert saved == replace(made(), seed=0).to_json()
     page = (folder / "studies" / "noise-estimators.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
+    words = (folder / "studies" / "noise-estimators.md").read_text()
+    assert words == render_markdown(replace(made(), seed=0))
 
 
 def test_json_prints_the_file_and_nothing_else(place: Callable[[Any], Path]) -> None:

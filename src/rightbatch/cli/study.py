@@ -11,7 +11,7 @@ from rightbatch.cli.options import Seed, Traceback
 from rightbatch.cli.session import progress_bar, words
 from rightbatch.cli.session import session as open_session
 from rightbatch.studies import STUDIES
-from rightbatch.studies.showing import render_page, render_text
+from rightbatch.studies.showing import render_markdown, render_page, render_text
 from rightbatch.studies.study import write_text
 
 
@@ -25,7 +25,7 @@ def study_command(
     ] = False,
     seed: Seed = 0,
     output: Annotated[
-        Path, typer.Option(metavar="DIR", help="Write NAME.html and NAME.json here.")
+        Path, typer.Option(metavar="DIR", help="Write NAME.html, .json and .md here.")
     ] = Path("studies"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the study's file, nothing else.")
@@ -49,9 +49,10 @@ def study_command(
         page, file = output / f"{study.name}.html", output / f"{study.name}.json"
         study.save(file)
         write_text(page, render_page(study))
+        write_text(output / f"{study.name}.md", render_markdown(study))
         session.stdout.write(study.dumps() if as_json else render_text(study))
         session.stdout.flush()
-        words.print(f"Wrote {page} and {file}.")
+        words.print(f"Wrote {page}, and {file.name} and {study.name}.md beside it.", soft_wrap=True)
 
 
 def _list() -> None:
