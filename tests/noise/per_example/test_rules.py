@@ -2,6 +2,7 @@
 
 # ruff: noqa: E741, N806 (sizes are written in capitals)
 
+import functools
 from collections.abc import Callable
 from typing import final
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rightbatch.noise.per_example import linear
+from rightbatch.noise.per_example import embedding, linear
 
 Op = Callable[..., Tensor]
 
@@ -148,3 +149,66 @@ def test_large_gradients_lose_no_precision() -> None:
     assert linear.squared_norms(gradient).item() == pytest.approx(exact.item(), rel=3e-6)
     assert linear.squared_norms(torch.zeros(2, 0)).tolist() == [0, 0]
     assert linear.squared_norms(torch.zeros(0, 2)).tolist() == []
+
+
+# Embeddings
+
+IDS = [(3, 5, 4), (1, 1, 1), (2, 9, 2), (4, 3, 50), (3, 0, 2), (0, 3, 2)]
+
+
+@pytest.mark.parametrize("padding_idx", [None, -1, 0, 1])
+@pytest.mark.parametrize("shape", IDS)
+def test_embedding_is_the_definition(shape: tuple[int, ...], padding_idx: int | None) -> None:
+    N, T, V = shape
+    ids, grads = torch.randint(V, (N, T)), torch.randn(N, T, 3)
+    known = None if padding_idx is None or not 0 <= padding_idx < V else padding_idx
+    weight = torch.zeros(N, V, 3)
+    if N:
+        op = functools.partial(F.embedding, padding_idx=known)
+        (weight,) = definition(op, ids, grads, torch.randn(V, 3))
+    close(embedding.embedding_gradients(ids, grads, V, padding_idx), weight)
+    close(embedding.embedding_squares(ids, grads, padding_idx), squares(weight))
+
+
+def test_embedding_takes_int32_and_low_precision() -> None:
+    ids, grads = torch.randint(3, (2, 5)), torch.randn(2, 5, 4)
+    wanted = embedding.embedding_squares(ids, grads.bfloat16().double(), None)
+    found = embedding.embedding_squares(ids.int(), grads.bfloat16(), None)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=0)
+    whole = embedding.embedding_gradients(ids.int(), grads.bfloat16(), 3, None)
+    torch.testing.assert_close(squares(whole), found)
+
+
+@pytest.mark.parametrize("scratch", [1 << 25, 60, 1])
+@pytest.mark.parametrize("padding_idx", [None, 0, 2])
+@pytest.mark.parametrize("shape", [(3, 5, 4, 3), (1, 1, 1, 3), (2, 0, 3, 3), (2, 3, 0, 3)])
+def test_tied_weight_is_the_square_of_both_uses(
+    shape: tuple[int, ...],
+    padding_idx: int | None,
+    scratch: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear, "SCRATCH", scratch)
+    (N, T, S, V), D = shape, 4
+    ids, grads = torch.randint(V, (N, T)), torch.randn(N, T, D)
+    inputs, head_grads = torch.randn(N, S, D), torch.randn(N, S, V)
+    weight = torch.randn(V, D)
+    (found,) = definition(
+        functools.partial(F.embedding, padding_idx=padding_idx), ids, grads, weight
+    )
+    (head,) = definition(F.linear, inputs, head_grads, weight)
+    close(
+        embedding.tied_squares(ids, grads, inputs, head_grads, padding_idx), squares(found + head)
+    )
+
+
+def test_tied_weight_in_mixed_precision_is_never_negative() -> None:
+    """The head takes back what the embedding gives, up to rounding."""
+    ids, grads = torch.arange(4).expand(9, 4), torch.randn(9, 4, 30, dtype=torch.float32)
+    head_grads = -torch.eye(4, dtype=torch.bfloat16).expand(9, 4, 4)
+    found = embedding.tied_squares(ids, grads, grads, head_grads, None)
+    assert found.dtype == torch.float32
+    assert 0 <= found.min() <= found.max() < 1e-3
+    ids = ids.new_tensor([[0, 1, 1, 0]])
+    assert embedding.tied_squares(ids, grads[:1].bfloat16(), grads[:1], head_grads[:1], 1) > 0
