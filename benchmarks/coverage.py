@@ -1,0 +1,236 @@
+"""Do the 95 % intervals cover the truth? 400 repeats of gradients whose noise scale is known.
+
+An example's gradient is ``G + sqrt(s) z``: ``z`` is Gaussian with covariance ``Sigma``, and the
+random ``s`` (mean 1) makes tails heavy and squared lengths of one batch unequal. A micro-batch of
+``b`` examples then has mean ``G + sqrt(s_1 + .. + s_b)/b z``, so no single example need be drawn.
+
+    gaussian     s = 1
+    student      s = 3 / chi2_5, so that every coordinate is a Student t with 5 degrees of freedom
+    lognormal    s = exp(u - 1/2) with u standard normal: kurtosis 8 instead of 3
+    loss-scaled  the whole gradient, G too, is multiplied by such a factor: hard examples pull
+                 harder, in one direction; errors of both parts then go together
+
+Student's t with 3 degrees has no fourth moment, so that the error of ``tr(Sigma)`` has no
+variance: it is in the table to be seen, and not promised.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+
+from rightbatch._environment import describe_environment
+from rightbatch.noise.estimators import NoiseEstimate, estimate_noise, two_sizes
+from rightbatch.noise.running import RunningNoise
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float | None]
+
+RESULTS = Path(__file__).parent / "results"
+REPEATS = 400
+RATIOS = (1.0, 10.0, 50.0)  # noise scale / batch
+FAMILIES = ("gaussian", "student", "lognormal", "loss-scaled", "student-3")
+NOT_PROMISED = ("student-3",)
+SPECTRA = {
+    "flat 100": np.full(100, 1 / 100),  # directions of noise that count: 100
+    "steep 300": 1 / np.arange(1, 301) / np.sum(1 / np.arange(1, 301)),  # 24
+}
+PROBES = (32, 64, 128)  # micro-batches
+RUNS = ((50, None), (200, None), (200, 50.0))  # measured steps, half-life in steps
+MICRO_BATCHES = 8  # of a monitor's step
+SIZES = (4, 12)  # examples in a micro-batch, lowest and highest
+
+
+def scales(family: str, draw: np.random.Generator, sizes: Floats) -> Floats:
+    """Draw ``s_1 + .. + s_b`` of micro-batches of the given sizes."""
+    if family == "gaussian":
+        return sizes
+    most = int(sizes.max())
+    shape = (*sizes.shape, most)
+    if family == "student":
+        s = 3 / draw.chisquare(5, shape)
+    elif family == "student-3":
+        s = 1 / draw.chisquare(3, shape)
+    else:
+        s = np.exp(draw.standard_normal(shape) - 0.5)
+    return np.where(np.arange(most) < sizes[..., None], s, 0.0).sum(-1)
+
+
+def gradients(
+    family: str, spectrum: Floats, draw: np.random.Generator, sizes: Floats, grad_sq: float
+) -> tuple[Floats, float]:
+    """Draw mean gradients of micro-batches, [*sizes, d]; return them and the true ratio."""
+    mean = np.sqrt(grad_sq * spectrum)  # more gradient where there is more noise
+    noise = draw.standard_normal((*sizes.shape, len(spectrum))) * np.sqrt(spectrum)
+    if family != "loss-scaled":
+        width = np.sqrt(scales(family, draw, sizes)) / sizes
+        return mean + noise * width[..., None], 1 / grad_sq
+    # g_i = c_i (G + z_i) with E c = 1, E c^2 = e^(1/4): the sum has mean G sum c, var sum c^2
+    most = int(sizes.max())
+    c = np.exp(draw.standard_normal((*sizes.shape, most)) / 2 - 1 / 8)
+    c = np.where(np.arange(most) < sizes[..., None], c, 0.0)
+    pulled = (c.sum(-1) / sizes)[..., None] * mean
+    width = np.sqrt(np.square(c).sum(-1)) / sizes
+    second = math.exp(0.25)
+    return pulled + noise * width[..., None], (second * (1 + grad_sq) - grad_sq) / grad_sq
+
+
+def grad_sq_for(family: str, noise_scale: float) -> float:
+    """``|G|^2`` that gives a family this noise scale, where ``tr`` of the spectrum is 1."""
+    if family != "loss-scaled":
+        return 1 / noise_scale
+    second = math.exp(0.25)
+    return second / (noise_scale + 1 - second)
+
+
+def probe_scalars(g: Floats, sizes: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return ``q``, ``a`` [repeats, K] and ``M`` [repeats] of gradients [repeats, K, d]."""
+    sums = np.cumsum(g * sizes[..., None], axis=1)
+    weight = np.cumsum(sizes, axis=1)[..., None]
+    before = np.concatenate([np.zeros_like(g[:, :1]), sums[:, :-1] / weight[:, :-1]], axis=1)
+    whole = sums[:, -1] / weight[:, -1]
+    return np.square(g).sum(-1), (g * before).sum(-1), np.square(whole).sum(-1)
+
+
+def delta_interval(estimate: NoiseEstimate) -> Interval:
+    """Return what the usual linearisation prints, however little is known of ``|G|^2``."""
+    ratio = estimate.trace_cov / estimate.grad_sq
+    variance = (
+        estimate.var_trace_cov - 2 * ratio * estimate.covariance + ratio**2 * estimate.var_grad_sq
+    ) / estimate.grad_sq**2
+    half = 1.96 * math.sqrt(max(0.0, variance))
+    return ratio - half, ratio + half
+
+
+def jackknife_interval(trace_cov: Floats, grad_sq: Floats, whole: float) -> Interval:
+    """Interval from leaving out one micro-batch or step at a time (parts without each one)."""
+    count = len(trace_cov)
+    left = trace_cov / grad_sq
+    middle = count * whole - (count - 1) * left.mean()
+    variance = (count - 1) / count * np.square(left - left.mean()).sum()
+    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance)
+    return middle - half, middle + half
+
+
+def leave_one_out(g: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+    """Both parts without each micro-batch: needs all gradients, which a probe never has."""
+    count = len(sizes) - 1
+    squares, weighted = np.square(g).sum(-1), sizes[:, None] * g
+    units = sizes.sum() - sizes
+    mean_sq = np.square(weighted.sum(0) - weighted).sum(-1) / units**2
+    small = ((sizes * squares).sum() - sizes * squares) / units
+    return units * (small - mean_sq) / (count - 1), (count * mean_sq - small) / (count - 1)
+
+
+def tally(name: str, intervals: list[Interval], truth: float) -> dict[str, Any]:
+    """Count how often the truth was covered, and how wide the bounded intervals were."""
+    count = len(intervals)
+    above = sum(low > truth for low, _ in intervals)
+    below = sum(high is not None and high < truth for _, high in intervals)
+    widths = [(high - low) / truth for low, high in intervals if high is not None]
+    return {
+        f"{name}_covered": 1 - (above + below) / count,
+        f"{name}_too_high": above / count,  # the whole interval lies above the truth
+        f"{name}_too_low": below / count,
+        f"{name}_unbounded": sum(high is None for _, high in intervals) / count,
+        f"{name}_median_width": float(np.median(widths)) if widths else None,
+    }
+
+
+def probe_cell(
+    family: str, spectrum: str, count: int, ratio: float, *, batch: str, seed: int
+) -> dict[str, Any]:
+    """Repeat one frozen probe."""
+    draw = np.random.default_rng(seed)
+    sizes = draw.integers(SIZES[0], SIZES[1] + 1, (REPEATS, count)).astype(np.float64)
+    examples = sum(SIZES) / 2 * (count if batch == "probe" else 1)
+    grad_sq = grad_sq_for(family, ratio * examples)
+    g, truth = gradients(family, SPECTRA[spectrum], draw, sizes, grad_sq)
+    q, a, m = probe_scalars(g, sizes)
+    ours, delta, jackknife = [], [], []
+    for i in range(REPEATS):
+        estimate = estimate_noise(q[i], a[i], sizes[i], float(m[i]))
+        ours.append(estimate.interval())
+        delta.append(delta_interval(estimate))
+        whole = estimate.trace_cov / estimate.grad_sq
+        jackknife.append(jackknife_interval(*leave_one_out(g[i], sizes[i]), whole))
+    return {
+        "instrument": f"probe, {count} micro-batches",
+        "batch": batch,
+        "family": family,
+        "spectrum": spectrum,
+        "ratio": ratio,
+        **tally("ours", ours, truth),
+        **tally("delta", delta, truth),
+        **tally("jackknife", jackknife, truth),
+    }
+
+
+def step_parts(g: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+    """Both parts of steps of some micro-batches: gradients [..., K, d], sizes [..., K]."""
+    share = sizes / sizes.sum(-1, keepdims=True)
+    small = (share * np.square(g).sum(-1)).sum(-1)
+    big = np.square((share[..., None] * g).sum(-2)).sum(-1)
+    count, units = sizes.shape[-1], sizes.sum(-1)
+    # `two_sizes` takes one pair of sizes; here every step has its own, so scale to one pair.
+    trace_cov, grad_sq = two_sizes(small, big, small_inverse=float(count), big_inverse=1.0)
+    return trace_cov * units, grad_sq
+
+
+def run_cell(
+    family: str, spectrum: str, steps: int, half_life: float | None, ratio: float, *, seed: int
+) -> dict[str, Any]:
+    """Repeat one monitored run whose true noise scale stays put."""
+    draw = np.random.default_rng(seed)
+    shape = (steps, MICRO_BATCHES)
+    grad_sq = grad_sq_for(family, ratio * MICRO_BATCHES * sum(SIZES) / 2)
+    keep = 1.0 if half_life is None else 0.5 ** (1 / half_life)
+    ours, delta, jackknife, truth = [], [], [], 0.0
+    for _ in range(REPEATS):
+        sizes = draw.integers(SIZES[0], SIZES[1] + 1, shape).astype(np.float64)
+        g, truth = gradients(family, SPECTRA[spectrum], draw, sizes, grad_sq)
+        trace_cov, signal = step_parts(g, sizes)
+        weights, running = sizes.sum(-1), RunningNoise()
+        for t, s, w in zip(trace_cov, signal, weights, strict=True):
+            running.add([t], [s], weight=float(w), keep=keep)
+        estimate = running.estimate()
+        ours.append(estimate.interval())
+        delta.append(delta_interval(estimate))
+        weights = weights * keep ** np.arange(steps)[::-1]
+        t_left = (weights @ trace_cov - weights * trace_cov) / (weights.sum() - weights)
+        s_left = (weights @ signal - weights * signal) / (weights.sum() - weights)
+        whole = estimate.trace_cov / estimate.grad_sq
+        jackknife.append(jackknife_interval(t_left, s_left, whole))
+    forgetting = "" if half_life is None else f", half-life {half_life:.0f}"
+    return {
+        "instrument": f"monitor, {steps} steps{forgetting}",
+        "batch": "step",
+        "family": family,
+        "spectrum": spectrum,
+        "ratio": ratio,
+        **tally("ours", ours, truth),
+        **tally("delta", delta, truth),
+        **tally("jackknife", jackknife, truth),
+    }
+
+
+def cells(say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Run every cell, each from its own seed."""
+    rows: list[dict[str, Any]] = []
+    for spectrum in SPECTRA:
+        for family in FAMILIES:
+            for ratio in RATIOS:
+                for count in PROBES:
+                    for batch in ("probe", "micro-batch"):
+                        rows.append(
+                            probe_cell(family, spectrum, count, ratio, batch=batch, seed=len(rows))
+                        )
+                for steps, half_life in RUNS:
+                    rows.append(run_cell(family, spectrum, steps, half_life, ratio, seed=len(rows)))
+            say(f"{spectrum}, {family}: done")
+    return rows
