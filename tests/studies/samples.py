@@ -12,6 +12,9 @@ COURSE = Course(
     stored=(10, 100),
     exact_examples=None,
     probe_examples=512,
+    window=6,
+    window_every=2,
+    window_examples=100,
 )
 # The exact noise scale at each step.
 TRUTH = {0: 150.0, 10: 50.0, 100: 200.0, 1000: 900.0}
@@ -44,6 +47,7 @@ def look(run: int, step: int) -> Look:
         run=run,
         step=step,
         exact=parts(truth, grad_sq=10.0 / truth),
+        recent=parts(truth, grad_sq=10.0 / truth),
         probe=Probe(noise_scale=truth * 1.05, low=0.9 * truth, high=None, examples=512),
         estimates=estimates,
     )

@@ -13,7 +13,6 @@ from rightbatch.studies.finder_ways import (
 from rightbatch.studies.noise_run import (
     FULL,
     MONITOR_EVERY,
-    MONITOR_HALF_LIFE,
     QUICK,
     Course,
     Look,
@@ -32,6 +31,9 @@ COURSE = Course(
     stored=(3, 8),
     exact_examples=None,
     probe_examples=64,
+    window=5,
+    window_every=2,
+    window_examples=96,
 )
 
 
@@ -125,7 +127,6 @@ def test_the_monitor_goes_on_over_the_looks_in_between() -> None:
         every=MONITOR_EVERY,
         examples=8,
         loss=lambda model, batch: task.loss(batch)[0],
-        half_life_examples=MONITOR_HALF_LIFE * 16,
     ) as monitor:
         for _ in range(12):
             batch = next(batches)
@@ -138,6 +139,20 @@ def test_the_monitor_goes_on_over_the_looks_in_between() -> None:
     assert found is not None
     assert found.trace_cov == pytest.approx(expected.trace_cov, rel=1e-9)
     assert found.grad_sq == pytest.approx(expected.grad_sq, rel=1e-9)
+
+
+def test_what_averages_is_judged_by_the_steps_before_the_look() -> None:
+    """Of the window of 5 before step 12: steps 8, 10 and 12. The whole data set is looked at."""
+    look = follow(2)[1][2]
+    single = trained_by_hand(2002, 16, 12)
+    data = quadratic().points
+    theta, squares = torch.zeros(8), {}
+    for step, gradient in enumerate(single, start=1):
+        theta = theta - 0.05 * gradient
+        squares[step] = (theta - data.mean(0)).square().sum().item()
+    expected = (squares[8] + squares[10] + squares[12]) / 3
+    assert look.recent.grad_sq == pytest.approx(expected, rel=1e-9)
+    assert look.exact.grad_sq == pytest.approx(squares[12], rel=1e-9)
 
 
 def test_stored_gradients_are_fresh_batches_at_the_weights_of_the_step() -> None:

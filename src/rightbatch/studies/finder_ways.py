@@ -12,7 +12,9 @@ tensor. With ``G`` the true gradient and ``Sigma`` the covariance of one example
 They are kept with their flaws; what those are is said where they are. A study compares them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import final
 
 import torch
@@ -40,6 +42,19 @@ class Parts:
         if self.grad_sq > 0 and self.trace_cov > 0:
             return self.trace_cov / self.grad_sq
         return None
+
+
+def mean_parts(found: Sequence[Parts]) -> Parts:
+    """Average each part by itself; their ratio comes last.
+
+    Example:
+        >>> mean_parts([Parts(grad_sq=1.0, trace_cov=2.0), Parts(grad_sq=3.0, trace_cov=2.0)])
+        Parts(grad_sq=2.0, trace_cov=2.0)
+    """
+    return Parts(
+        grad_sq=fmean(parts.grad_sq for parts in found),
+        trace_cov=fmean(parts.trace_cov for parts in found),
+    )
 
 
 def from_two_sizes(*, small_sq: float, big_sq: float, small: int, big: int) -> Parts:

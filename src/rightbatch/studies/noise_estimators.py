@@ -1,7 +1,7 @@
 """Claims C2 and C3: how to measure the noise scale on one device, and how it grows on MNIST."""
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from rightbatch._environment import describe_environment
@@ -110,34 +110,24 @@ def assemble(
 def compare(looks: Sequence[Look], course: Course) -> dict[str, Accuracy]:
     """Ratios of every way's answers to the exact value, from the first step that counts.
 
-    The gradient of one step is mostly the last steps' noise, so the exact value jumps from run
-    to run. What is measured at frozen weights is held against the value at these weights; what
-    averages along training against the ratio of both parts' means over the runs.
+    The gradient jumps from step to step. So what is measured at frozen weights is held against
+    the exact value at these weights; what averages along training, against the ratio of both
+    parts' means over the last steps.
     """
-    at_step = {
-        step: [look for look in looks if look.step == step]
-        for step in course.steps
-        if step >= course.compare_from
-    }
     return {
         name: Accuracy(
             tuple(
                 tuple(
-                    _ratio(k.estimates[name], _mean(here) if name in AVERAGING else k.exact)
-                    for k in here
+                    _ratio(k.estimates[name], k.recent if name in AVERAGING else k.exact)
+                    for k in looks
+                    if k.step == step
                 )
-                for here in at_step.values()
+                for step in course.steps
+                if step >= course.compare_from
             )
         )
         for name in looks[0].estimates
     }
-
-
-def _mean(looks: Sequence[Look]) -> Parts:
-    return Parts(
-        grad_sq=fmean(look.exact.grad_sq for look in looks),
-        trace_cov=fmean(look.exact.trace_cov for look in looks),
-    )
 
 
 def _ratio(estimate: Parts | None, exact: Parts) -> float | None:
@@ -236,8 +226,8 @@ def _ways_table(
         "largest over smallest ratio among runs, at the worst point. Kept: tensors of the size of "
         "all parameters, beside what training holds. Examples: differentiated beside training's "
         "own, for all points of one run. Ways that average along training are held against the "
-        "ratio of both parts' means over the runs, the others against the exact value at the very "
-        "weights. "
+        f"ratio of both parts' means over the last {course.window} steps, the others against the "
+        "exact value at the very weights. "
         f"The probe's 95 % interval holds the exact value {sum(inside)} times of {len(inside)}.",
     )
 
@@ -327,6 +317,7 @@ def _measurements(
             "step": k.step,
             "examples_seen": k.step * course.batch_size,
             "exact": _parts(k.exact),
+            "recent": _parts(k.recent),
             "probe_low": k.probe.low,
             "probe_high": k.probe.high,
             "probe_examples": k.probe.examples,

@@ -23,6 +23,7 @@ from rightbatch.studies.finder_ways import (
     Parts,
     from_two_sizes,
     group_parts,
+    mean_parts,
     stored_gradients,
 )
 
@@ -35,7 +36,6 @@ DECAY, SLOW_DECAY = 0.99, 0.999
 MOMENTUM_DECAY = 0.9  # of Adam's first moment
 MONITOR_EXAMPLES = 8  # of a measured batch, differentiated once more
 MONITOR_EVERY = 2  # steps; fixed, so that the study repeats: the default follows the clock
-MONITOR_HALF_LIFE = 500  # steps; about that of way (d), whose groups weigh half after 69
 
 
 @final
@@ -51,6 +51,16 @@ class Course:
     stored: tuple[int, ...]  # gradients kept by way (b), ascending
     exact_examples: int | None  # None: all
     probe_examples: int
+    window: int  # steps before a look over which a way that averages is judged
+    window_every: int  # steps
+    window_examples: int  # of the data set, at each of them
+
+    def in_window(self, step: int) -> bool:
+        """Whether a step counts for a look that is still to come."""
+        ends = [end for end in self.steps if end >= self.compare_from]
+        return any(
+            0 < end - step < self.window and (end - step) % self.window_every == 0 for end in ends
+        )
 
 
 FULL = Course(
@@ -62,6 +72,9 @@ FULL = Course(
     stored=(10, 20, 50, 100, 200, 300),
     exact_examples=None,
     probe_examples=300 * 64,  # as many as way (b) at most
+    window=100,
+    window_every=10,
+    window_examples=2000,
 )
 QUICK = Course(
     steps=(0, 40, 120),
@@ -72,6 +85,9 @@ QUICK = Course(
     stored=(10, 20, 50),
     exact_examples=3000,
     probe_examples=50 * 64,
+    window=40,
+    window_every=10,
+    window_examples=500,
 )
 
 
@@ -94,6 +110,7 @@ class Look:
     run: int
     step: int
     exact: Parts
+    recent: Parts  # means over the window, mostly from a part of the data set each
     probe: Probe
     estimates: Mapping[str, Parts | None] = field(default_factory=dict[str, Parts | None])
 
@@ -200,27 +217,35 @@ def _follow(
     followers = _Followers(course)
     batches = task.batches(course.batch_size, seed=seed)
     state: dict[str, Any] | None = None
-    for step, until in zip((0, *course.steps), course.steps, strict=False):
-        monitor = _monitor(task, course, state)
+    stops = [k for k in range(course.steps[-1] + 1) if k in course.steps or course.in_window(k)]
+    recent: list[Parts] = []
+    for step, until in zip((0, *stops), stops, strict=False):
+        monitor = _monitor(task, state)
         with monitor:  # only around training: what is measured in between is not of the run
-            for at in range(step, until):
-                if at % 50 == 0:
-                    tick(course.steps[-1] + at, "training and watching")
+            for _ in range(step, until):
                 batch = next(batches)
                 followers.see(_gradient(task, batch))
                 monitor.observe(course.batch_size, batch=batch)
                 task.optimizer.step()
         state = monitor.state_dict()
-        found = monitor.result()
-        live = None
-        if found.steps_measured:
-            live = Parts(grad_sq=found.grad_sq, trace_cov=found.trace_cov)
-        tick(course.steps[-1] + until, "measuring at frozen weights")
-        look = _look(task, course, run, until, seed + 3, followers, double_squares[until])
-        yield replace(look, estimates={**look.estimates, "monitor": live})
+        tick(course.steps[-1] + until, "training, watching, measuring")
+        if course.in_window(until):
+            recent.append(exact_noise(task, examples=course.window_examples, seed=seed + until))
+        if until in course.steps:
+            look = _look(task, course, run, until, seed + 3, followers, double_squares[until])
+            live = {"monitor": _parts(monitor.result())}
+            mean = mean_parts([*recent, look.exact])
+            yield replace(look, recent=mean, estimates={**look.estimates, **live})
+            recent = []
 
 
-def _monitor(task: rb.Task, course: Course, state: dict[str, Any] | None) -> rb.NoiseMonitor:
+def _parts(found: rb.NoiseScale) -> Parts | None:
+    if not found.steps_measured:
+        return None
+    return Parts(grad_sq=found.grad_sq, trace_cov=found.trace_cov)
+
+
+def _monitor(task: rb.Task, state: dict[str, Any] | None) -> rb.NoiseMonitor:
     """Go on where the monitor of the last stretch stood."""
     monitor = rb.NoiseMonitor(
         task.model,
@@ -228,7 +253,6 @@ def _monitor(task: rb.Task, course: Course, state: dict[str, Any] | None) -> rb.
         every=MONITOR_EVERY,
         examples=MONITOR_EXAMPLES,
         loss=lambda model, batch: task.loss(batch)[0],
-        half_life_examples=MONITOR_HALF_LIFE * course.batch_size,
     )
     if state is not None:
         monitor.load_state_dict(state)
@@ -268,6 +292,7 @@ def _look(
         run=run,
         step=step,
         exact=exact,
+        recent=exact,
         probe=Probe(
             noise_scale=noise.noise_scale,
             low=noise.low,
@@ -302,7 +327,4 @@ def _in_groups(gradients: Tensor, course: Course) -> Parts:
     groups = [
         group_parts(g, batch_size=course.batch_size) for g in gradients[:whole].split(course.group)
     ]
-    return Parts(
-        grad_sq=sum(g.grad_sq for g in groups) / len(groups),
-        trace_cov=sum(g.trace_cov for g in groups) / len(groups),
-    )
+    return mean_parts(groups)
