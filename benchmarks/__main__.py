@@ -1,14 +1,28 @@
 """``python -m benchmarks NAME [TASK]``: run one benchmark, print its table, keep its results."""
 
 import sys
-from typing import Annotated
+from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
+from benchmarks import coverage as coverages
 from benchmarks import decision as decisions
+from benchmarks import geometry as geometries
+from benchmarks import monitor as monitors
 from benchmarks import noise as noises
+from benchmarks import per_example as per_examples
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+# What `noise` runs, one after the other; each can be run alone.
+NOISE: dict[str, tuple[ModuleType, Any]] = {
+    "probe": (noises, noises.noise),
+    "monitor": (monitors, monitors.monitor),
+    "per-example": (per_examples, per_examples.per_example),
+    "coverage": (coverages, coverages.coverage),
+    "geometry": (geometries, geometries.geometry),
+}
 
 
 def _say(line: str) -> None:
@@ -26,11 +40,18 @@ def decision(task: Annotated[str, typer.Argument(help="digits, mnist or bikes")]
 
 
 @app.command()
-def noise() -> None:
-    """The noise probe against the exact value, and its memory."""
-    result = noises.noise()
-    noises.write(result)
-    sys.stdout.write(noises.as_markdown(result))
+def noise(
+    part: Annotated[str, typer.Argument(help=f"all, {', '.join(NOISE)}")] = "all",
+) -> None:
+    """The noise engine: exactness, cost, coverage; all parts take about 15 minutes."""
+    if part != "all" and part not in NOISE:
+        raise typer.BadParameter(f"must be all or one of {', '.join(NOISE)}, got {part!r}")
+    for name, (module, run) in NOISE.items():
+        if part in ("all", name):
+            _say(f"-- {name}")
+            result = run(_say)
+            module.write(result)
+            sys.stdout.write(module.as_markdown(result) + "\n")
 
 
 if __name__ == "__main__":
