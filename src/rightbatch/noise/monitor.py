@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Protocol, Self, final
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -20,12 +19,10 @@ from torch.optim import Optimizer
 from rightbatch._comm import Comm, comm_for, is_sharded
 from rightbatch._time import Clock, wall_clock
 from rightbatch.errors import MixesExamples, TaskError
-from rightbatch.noise.estimators import NoiseEstimate
+from rightbatch.noise.averages import Averages
 from rightbatch.noise.geometry import fitting_geometry, preconditioners
 from rightbatch.noise.measured_step import MeasuredStep
 from rightbatch.noise.pacing import Pace
-from rightbatch.noise.record import by_geometry, interval_status, split_by_layer
-from rightbatch.noise.running import RunningNoise
 from rightbatch.noise.small_gradients import (
     ExtraPass,
     Loss,
@@ -36,23 +33,13 @@ from rightbatch.noise.small_gradients import (
     WholeMicroBatches,
 )
 from rightbatch.noise.squares import Squares, named_parameters
-from rightbatch.results import LayerNoise, NoiseScale, Status
+from rightbatch.results import NoiseScale
 from rightbatch.task.preflight import mixes_examples
 
 _FORGOTTEN = 3  # optimizer steps without a call of `observe` before we say so
 _HALF_LIFE_STEPS = 50  # measured steps that a half-life spans, where none was given
 _STATE_VERSION = 1
-_COUNTS = (
-    "_steps",
-    "_measured",
-    "_skipped",
-    "_examples_seen",
-    "_examples_measured",
-    "_examples_then",
-    "_small_examples",
-    "_expected",
-    "_batch_size",
-)
+_COUNTS = ("_steps", "_examples_seen", "_expected", "_batch_size")
 
 
 class Scaler(Protocol):
@@ -161,13 +148,10 @@ class NoiseMonitor:
         self._parameters = [parameter for _, parameter in self._named]
         self._sharded = any(is_sharded(parameter) for parameter in self._parameters)
         self._pace = Pace(every, budget, clock)
-        self._half_life = half_life_examples
-        self._running: dict[str, RunningNoise] = {}
-        self._covered = [True] * len(self._parameters)
+        self._averages = Averages(self._named, half_life_examples)
         self._source_name = ""
-        self._steps = self._measured = self._skipped = 0
-        self._examples_seen = self._examples_measured = self._small_examples = 0.0
-        self._examples_then = 0.0  # by all ranks, when the last step was measured
+        self._steps = 0
+        self._examples_seen = 0.0  # by this rank
         self._expected = 0  # backward passes of the last whole step
         self._batch_size = 0  # examples of its last backward pass
         self._passes = 0  # backward passes of this step so far
@@ -230,37 +214,10 @@ class NoiseMonitor:
             As of `measure_noise`; ``status`` is ``NOT_YET`` before the first measured step.
             ``loss`` is ``None``: the monitor never sees it.
         """
-        fitting = fitting_geometry(self._optimizer)
-        estimates = {name: running.estimate() for name, running in self._running.items()}
-        whole = estimates.get("euclidean")
-        interval = (0.0, None) if whole is None else whole.interval()
-        sizes = [parameter.numel() for parameter in self._parameters]
-        seen = sum(size for size, covered in zip(sizes, self._covered, strict=True) if covered)
-        micro = self._small_examples / self._measured if self._measured else 0.0
-        ghost = mixes_examples(self._model)
-        return NoiseScale(
-            noise_scale=None if whole is None else whole.ratio,
-            low=interval[0],
-            high=interval[1],
-            grad_sq=0.0 if whole is None else whole.grad_sq,
-            trace_cov=0.0 if whole is None else whole.trace_cov,
-            examples_used=round(self._examples_measured),
-            geometry="euclidean",
-            loss=None,
-            micro_batch_size=round(micro),
-            status=Status.NOT_YET if whole is None else interval_status(interval),
+        return self._averages.result(
             small_gradients=self._source_name,
-            ghost_batch_size=round(micro) if ghost else None,
-            coverage=seen / sum(sizes),
-            uncovered=tuple(
-                name
-                for (name, _), covered in zip(self._named, self._covered, strict=True)
-                if not covered
-            ),
-            geometries=by_geometry(estimates, fitting, adaptive=fitting == "adam"),
-            layers=() if whole is None else self._layers(whole),
-            steps_measured=self._measured,
-            steps_skipped=self._skipped,
+            ghost=mixes_examples(self._model),
+            fitting=fitting_geometry(self._optimizer),
         )
 
     def log(
@@ -279,9 +236,9 @@ class NoiseMonitor:
             step: Yours; by default the optimizer steps seen.
             prefix: Of the names.
         """
-        if self._measured == self._logged:
+        if self._averages.measured == self._logged:
             return
-        self._logged = self._measured
+        self._logged = self._averages.measured
         write = writer if callable(writer) else writer.add_scalar
         noise, at = self.result(), self._steps if step is None else step
         numbers = {
@@ -302,9 +259,7 @@ class NoiseMonitor:
             "version": _STATE_VERSION,
             "parameters": [name for name, _ in self._named],
             "pace": self._pace.state_dict(),
-            "running": {name: running.state_dict() for name, running in self._running.items()},
-            "half_life": self._half_life,
-            "covered": list(self._covered),
+            "averages": self._averages.state_dict(),
             "source": self._source_name,
             "counts": {name: getattr(self, name) for name in _COUNTS},
         }
@@ -328,12 +283,8 @@ class NoiseMonitor:
                 f"{odd or 'their order'}. Build the same model and optimizer before loading."
             )
         self._pace.load_state_dict(state["pace"])
-        self._half_life, self._source_name = state["half_life"], state["source"]
-        self._covered = list(state["covered"])
-        self._running = {}
-        for name, saved in state["running"].items():
-            self._running[name] = RunningNoise()
-            self._running[name].load_state_dict(saved)
+        self._averages.load_state_dict(state["averages"])
+        self._source_name = state["source"]
         for name in _COUNTS:
             setattr(self, name, state["counts"][name])
         self._arm_if_due()
@@ -394,48 +345,22 @@ class NoiseMonitor:
         self._arm_if_due()
 
     def _add(self, armed: MeasuredStep) -> None:
+        averages = self._averages
         solved = armed.solve(self._comm, examples_seen=self._examples_seen)
-        self._skipped += armed.abandoned + (solved is None)
+        averages.skipped += armed.abandoned + (solved is None)
         if solved is None:
             return
-        missing = armed.source.uncovered
-        self._covered = [index not in missing for index in range(len(self._parameters))]
-        if not any(self._covered):
+        uncovered = armed.source.uncovered
+        if len(uncovered) == len(self._parameters):
             raise TaskError(
                 "single examples' gradients must be visible in one pass, but no parameter's are: "
                 "the model is compiled, or made of layers without a rule. Accumulate at least two "
                 "micro-batches per step, or pass `loss=` to the monitor and `batch=` to `observe`."
             )
-        self._measured += 1
-        self._examples_measured += solved.examples
-        self._small_examples += solved.small_examples
-        if self._half_life is None and self._pace.every is not None:
-            self._half_life = _HALF_LIFE_STEPS * self._pace.every * solved.examples
-        keep = self._keep(solved.examples_seen)
-        kept = np.array(self._covered)[:, None]
-        trace_cov, grad_sq = solved.trace_cov * kept, solved.grad_sq * kept
-        for index, name in enumerate(armed.names):
-            noise, signal = trace_cov[:, index], grad_sq[:, index]
-            cells = 1 + len(noise) if name == "euclidean" else 1  # the whole, then parameters
-            running = self._running.setdefault(name, RunningNoise(cells))
-            running.add(
-                np.concatenate([[noise.sum()], noise])[:cells],
-                np.concatenate([[signal.sum()], signal])[:cells],
-                weight=solved.examples,
-                keep=keep,
-            )
-
-    def _keep(self, examples_seen: float) -> float:
-        """Return what earlier measurements count now, by the examples seen since the last."""
-        elapsed = examples_seen - self._examples_then
-        self._examples_then = examples_seen
-        return 0.5 ** (elapsed / self._half_life) if self._half_life else 1.0
-
-    def _layers(self, whole: NoiseEstimate) -> tuple[LayerNoise, ...]:
-        trace_cov, grad_sq = self._running["euclidean"].means()
-        return split_by_layer(
-            self._named, trace_cov[1:], grad_sq[1:], whole.trace_cov, whole.grad_sq
-        )
+        if averages.half_life_examples is None and self._pace.every is not None:
+            steps = _HALF_LIFE_STEPS * self._pace.every
+            averages.half_life_examples = steps * solved.examples
+        averages.add(solved, armed.names, uncovered)
 
 
 def _check_options(
