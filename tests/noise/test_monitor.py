@@ -530,3 +530,158 @@ def test_an_extra_pass_without_a_batch_is_told() -> None:
         pytest.raises(TaskError, match="must be given `batch=`"),
     ):
         train(model, optimizer, 3, monitor, sizes=(6,))
+
+
+def expected_from_examples(
+    model: nn.Module, batch: Batch, count: int, units: list[float] | None = None
+) -> tuple[float, float]:
+    """Solve the two equations with single examples as the small gradients."""
+    size = len(batch[0])
+    w = torch.tensor(units or [1.0] * size)
+    each = torch.stack(
+        [mean_gradient(model, (batch[0][i : i + 1], batch[1][i : i + 1])) for i in range(size)]
+    )
+    small = (w[:count] @ each[:count].square().sum(1)) / w[:count].sum()
+    big = ((w / w.sum()) @ each).square().sum()
+    s, m = count / w[:count].sum(), 1 / w.sum()
+    per_example = w.mean()
+    return (
+        ((small - big) / (s - m) / per_example).item(),
+        ((s * big - m * small) / (s - m)).item(),
+    )
+
+
+@pytest.mark.parametrize("examples", [1, 4, 12])
+@pytest.mark.parametrize("factor", [1.0, 0.25])
+def test_single_examples_equal_their_definition(examples: int, factor: float) -> None:
+    model = net()
+    optimizer = sgd(model, lr=0.0)
+    todo = single_batches(4)
+    expected = [expected_from_examples(model, batch, examples) for batch in todo[1:]]
+    with rb.NoiseMonitor(
+        model, optimizer, every=1, examples=examples, half_life_examples=1e15
+    ) as monitor:
+        for batch in todo:
+            optimizer.zero_grad()
+            (mse(model, batch) * factor).backward()
+            monitor.observe(12, factor=factor)
+            optimizer.step()
+    noise = monitor.result()
+    assert noise.small_gradients == "examples"
+    assert noise.coverage == 1.0
+    assert noise.micro_batch_size == 1
+    assert averages(monitor) == pytest.approx(np.mean(expected, axis=0), rel=1e-9)
+
+
+def test_single_examples_weigh_by_their_own_tokens() -> None:
+    model = net()
+    optimizer = sgd(model, lr=0.0)
+    units = [float(1 + i % 4) for i in range(12)]
+    todo = single_batches(3)
+    expected = [expected_from_examples(model, batch, 5, units) for batch in todo[1:]]
+    with rb.NoiseMonitor(model, optimizer, every=1, examples=5, half_life_examples=1e15) as monitor:
+        for inputs, targets in todo:
+            optimizer.zero_grad()
+            each = F.mse_loss(model(inputs), targets, reduction="none").mean(1)
+            ((torch.tensor(units) @ each) / sum(units)).backward()
+            monitor.observe(torch.tensor(units))
+            optimizer.step()
+    assert averages(monitor) == pytest.approx(np.mean(expected, axis=0), rel=1e-9)
+
+
+def test_single_examples_need_tokens_of_each() -> None:
+    model = net()
+    optimizer = sgd(model)
+
+    def run() -> None:
+        with rb.NoiseMonitor(model, optimizer, every=1) as monitor:
+            for batch in single_batches(2):
+                mse(model, batch).backward()
+                monitor.observe(40, examples=12)
+                optimizer.step()
+
+    with pytest.raises(TaskError, match="`units` must be given for each example"):
+        run()
+
+
+def test_single_examples_leave_training_as_it_was() -> None:
+    results = []
+    for watched in (False, True):
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters())
+        monitor = rb.NoiseMonitor(model, optimizer, every=1)
+        if watched:
+            monitor.__enter__()
+        for batch in single_batches(8):
+            optimizer.zero_grad()
+            mse(model, batch).backward()
+            if watched:
+                monitor.observe(12)
+            optimizer.step()
+        results.append([p.detach().clone() for p in model.parameters()])
+    monitor.__exit__(None, None, None)
+    assert {g.geometry for g in monitor.result().geometries} == {"euclidean", "adam", "adam_sqrt"}
+    for found, expected in zip(*results, strict=True):
+        assert torch.equal(found, expected)
+
+
+class Partly(nn.Module):
+    """A recurrent layer, which has no rule, below one that has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.recurrent(x[:, None])[0][:, 0])
+
+
+def test_what_cannot_be_seen_is_left_out_and_named() -> None:
+    model = Partly()
+    optimizer = sgd(model)
+    with rb.NoiseMonitor(model, optimizer, every=1) as monitor:
+        for batch in single_batches(4):
+            optimizer.zero_grad()
+            mse(model, batch).backward()
+            monitor.observe(12)
+            optimizer.step()
+    noise = monitor.result()
+    assert noise.coverage == pytest.approx(10 / sum(p.numel() for p in model.parameters()))
+    assert len(noise.uncovered) == 4
+    assert all(name.startswith("recurrent.") for name in noise.uncovered)
+    assert noise.trace_cov > 0
+
+
+def test_a_compiled_model_with_one_micro_batch_is_told_what_to_do() -> None:
+    model = net()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimizer = sgd(model)
+
+    def run() -> None:
+        with rb.NoiseMonitor(compiled, optimizer, every=1) as monitor:
+            for batch in single_batches(3):
+                optimizer.zero_grad()
+                mse(compiled, batch).backward()
+                monitor.observe(12)
+                optimizer.step()
+
+    with pytest.raises(TaskError, match="Accumulate at least two micro-batches"):
+        run()
+
+
+@pytest.mark.parametrize("last", [3, 11])
+def test_a_smaller_last_batch_does_not_spoil_the_average(last: int) -> None:
+    model = net()
+    optimizer = sgd(model, lr=0.0)
+    todo = [*single_batches(3), *single_batches(1, last), *single_batches(2)]
+    with rb.NoiseMonitor(model, optimizer, every=1, examples=4, half_life_examples=1e15) as monitor:
+        for batch in todo:
+            optimizer.zero_grad()
+            mse(model, batch).backward()
+            monitor.observe(len(batch[0]))
+            optimizer.step()
+    noise = monitor.result()
+    assert noise.coverage == 1.0
+    assert noise.steps_measured + noise.steps_skipped == len(todo) - 1
+    assert noise.steps_measured >= 3
+    assert noise.trace_cov > 0

@@ -146,6 +146,8 @@ class SingleExamples:
 
     def take(self, reported: Reported) -> MicroBatch:
         """Scale contributions to the batch's loss up to gradients of mean losses."""
+        if reported.examples != self._batch_size:  # an epoch's last batch: leave the step out
+            return self._weighed(reported, [1.0], torch.full_like(self._squares.squares, math.nan))
         self.uncovered = self._watched.uncovered()
         units = reported.units_of_first(self._examples)
         contributions = self._watched.squares()  # [metrics, examples, parameters]
@@ -153,6 +155,9 @@ class SingleExamples:
         each = torch.tensor([scale**2 / u for u in units], dtype=torch.float64)
         weighted = (contributions.double() * each.to(contributions.device)[:, None]).sum(1).T
         weighted[self.uncovered] = 0.0
+        return self._weighed(reported, units, weighted)
+
+    def _weighed(self, reported: Reported, units: list[float], weighted: Tensor) -> MicroBatch:
         return MicroBatch(
             units=reported.units,
             factor=reported.factor,
