@@ -1,6 +1,5 @@
-"""Stand-in."""
+"""Squared gradient norms of single examples, from the training step's own backward pass."""
 
+from rightbatch.noise.per_example.capture import ExampleSquares, example_squares
 
-def example_squares(*args, **kwargs):
-    """Stand-in."""
-    raise NotImplementedError
+__all__ = ["ExampleSquares", "example_squares"]
