@@ -9,8 +9,10 @@ it and change nothing; `plan` is a pure function of their results; `find` runs t
 
 from rightbatch.errors import (
     CannotPlan,
+    CoupledLoss,
     DataUnavailable,
     MissingExtra,
+    MixesExamples,
     NotRepeatable,
     ResultsError,
     RightBatchError,
@@ -23,6 +25,8 @@ from rightbatch.noise import NoiseMonitor, measure_noise, track_noise
 from rightbatch.plan import critical_batch_size, plan
 from rightbatch.results import (
     CriticalBatchSize,
+    GeometryNoise,
+    LayerNoise,
     LRCurve,
     LRRace,
     MemoryProfile,
@@ -36,13 +40,17 @@ from rightbatch.task import Task, supervised
 
 __all__ = [
     "CannotPlan",
+    "CoupledLoss",
     "CriticalBatchSize",
     "DataUnavailable",
     "Findings",
+    "GeometryNoise",
     "LRCurve",
     "LRRace",
+    "LayerNoise",
     "MemoryProfile",
     "MissingExtra",
+    "MixesExamples",
     "NoiseMonitor",
     "NoiseScale",
     "NoiseTrack",
