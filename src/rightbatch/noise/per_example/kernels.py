@@ -19,6 +19,8 @@ from rightbatch.noise.per_example.outer import (
     gram_squares,
 )
 
+_RUN = 8  # channels from which on copying along them is faster than along space
+
 
 @final
 class Convolved:
@@ -57,60 +59,50 @@ class Convolved:
         squares = []
         for start in range(0, len(self._inputs), size):
             part = slice(start, start + size)
-            unfolded = self._unfolded(self._inputs[part])  # [n, groups, repeats * T, p]
-            grads = self._grads[part].unflatten(2, (self._groups, -1)).flatten(4)
-            grads = grads.permute(0, 2, 1, 4, 3).flatten(2, 3)  # [n, groups, repeats * T, q]
-            found = form(unfolded.flatten(0, 1), grads.flatten(0, 1))
-            squares.append(found.view(len(grads), self._groups).sum(1))
+            unfolded = self._unfolded(self._inputs[part], in_order=False).flatten(0, 1)
+            found = form(unfolded, self._by_position(self._grads[part]).flatten(0, 1))
+            squares.append(found.view(-1, self._groups).sum(1))
         return torch.cat(squares)
 
-    def _unfolded(self, inputs: Tensor) -> Tensor:
-        """Lay out what the kernel sees at each position: [n, groups, repeats * T, p]."""
+    def _by_position(self, grads: Tensor) -> Tensor:
+        """Lay gradients out as [n, groups, repeats * T, q]."""
+        grads = grads.unflatten(2, (self._groups, -1)).flatten(4)
+        return grads.permute(0, 2, 1, 4, 3).flatten(2, 3)
+
+    def _unfolded(self, inputs: Tensor, *, in_order: bool) -> Tensor:
+        """Lay out what the kernel sees at each position: [n, groups, repeats * T, p].
+
+        Args:
+            inputs: [n, repeats, channels, *space].
+            in_order: Whether the last dimension must run as the weight's elements do. Squares do
+                not need it, and copies run faster along the channels.
+        """
         count, repeats = inputs.shape[:2]
-        images = inputs.flatten(0, 1)
-        if images.dim() == 4:
-            columns = F.unfold(
-                images,
-                self._shape[2:],
-                dilation=tuple(self._dilation),
-                padding=tuple(self._padding),
-                stride=tuple(self._stride),
-            )
-            columns = self._cropped(columns, images.shape[2:])
-        else:
-            columns = self._windows(images)
-        columns = columns.view(count, repeats, self._groups, self._width_in, -1)
-        return columns.permute(0, 2, 1, 4, 3).flatten(2, 3)
-
-    def _cropped(self, columns: Tensor, space: torch.Size) -> Tensor:
-        """Drop windows beyond the gradients: a transposed convolution's extra output rows."""
-        wanted = self._grads.shape[3:]
-        found = [
-            (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
-            for n, pad, dilation, kernel, stride in zip(
-                space, self._padding, self._dilation, self._shape[2:], self._stride, strict=True
-            )
-        ]
-        if found == list(wanted):
-            return columns
-        return columns.unflatten(2, found)[..., : wanted[0], : wanted[1]].flatten(2)
-
-    def _windows(self, images: Tensor) -> Tensor:
-        """Unfold in any number of dimensions: [n, channels * kernel, T]."""
-        images = F.pad(images, [pad for pad in reversed(self._padding) for _ in range(2)])
+        images = F.pad(
+            inputs.flatten(0, 1), [pad for pad in reversed(self._padding) for _ in range(2)]
+        )
         dims = len(self._padding)
+        along_channels = not in_order and self._groups == 1 and images.shape[1] >= _RUN
+        if along_channels:
+            images = images.movedim(1, -1).contiguous().movedim(-1, 1)
         for d, (kernel, stride, dilation) in enumerate(
             zip(self._shape[2:], self._stride, self._dilation, strict=True)
         ):
             images = images.unfold(2 + d, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
             images = images.narrow(2 + d, 0, self._grads.shape[3 + d])
-        order = [0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims)]
-        return images.permute(order).flatten(2 + dims).flatten(1, 1 + dims)
+        places, offsets = [*range(2, 2 + dims)], [*range(2 + dims, 2 + 2 * dims)]
+        if along_channels:
+            # Repeats of one example follow each other already.
+            in_place = images.permute(0, *places, *offsets, 1)
+            return in_place.reshape(count, 1, -1, self._width_in)
+        columns = images.permute(0, 1, *offsets, *places).reshape(
+            count, repeats, self._groups, self._width_in, -1
+        )
+        return columns.permute(0, 2, 1, 4, 3).flatten(2, 3)
 
     def gradient(self, index: int) -> Tensor:
         """Sum the outer products of one example."""
         part = slice(index, index + 1)
-        unfolded = self._unfolded(self._inputs[part])[0]
-        grads = self._grads[part].unflatten(2, (self._groups, -1)).flatten(4)
-        grads = grads.permute(0, 2, 1, 4, 3).flatten(2, 3)[0]
+        unfolded = self._unfolded(self._inputs[part], in_order=True)[0]
+        grads = self._by_position(self._grads[part])[0]
         return torch.bmm(grads.mT, unfolded).reshape(self._shape)

@@ -64,7 +64,7 @@ _RESHAPES = {"reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze", 
 _RESHAPES |= {"view_as", "_unsafe_view", "ravel"}
 _SWAPS = {"transpose", "swapaxes", "swapdims", "transpose_"}
 _REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "logsumexp", "prod", "std", "var"}
-_REDUCTIONS |= {"norm", "cumsum", "flip", "roll", "unbind", "select", "repeat", "tile"}
+_REDUCTIONS |= {"norm", "cumsum", "flip", "roll", "repeat", "tile"}
 _REDUCTIONS |= {"vector_norm", "index_select", "softmax", "sort", "argsort", "gather"}
 
 
@@ -212,14 +212,37 @@ def _reshaped(layout: Layout, step: _Step) -> Layout:
 
 
 def _indexed(layout: Layout, step: _Step) -> Layout:
-    index = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
-    whole = isinstance(index[0], slice) and index[0] == slice(None)
-    if layout == FIRST:
-        return FIRST if whole or index[0] is Ellipsis else LOST
-    if layout == Layout(Kind.AT, 1) and isinstance(index[0], int):
-        rest_whole = all(isinstance(i, slice) and i == slice(None) for i in index[1:2])
-        return FIRST if rest_whole else LOST
-    return _unmoved(layout, step) if whole and len(index) == 1 else LOST
+    """Follow the examples' dimension through an index; they must all be kept, in order."""
+    if layout.kind is not Kind.AT:
+        return LOST
+    given = step.args[1] if isinstance(step.args[1], tuple) else (step.args[1],)
+    spelled = sum(1 for part in given if part is not None and part is not Ellipsis)
+    rest = [slice(None)] * (step.source.dim() - spelled)
+    index: list[Any] = []
+    for part in given:
+        index += rest if part is Ellipsis else [part]
+    lists = sum(1 for part in index if not isinstance(part, int | slice | None))
+    if lists > 1 or any(isinstance(part, bool) for part in index):
+        return LOST
+    before = after = 0
+    for part in index:
+        if part is not None and before == layout.dim:
+            return Layout(Kind.AT, after) if _everything(part) else LOST
+        after += not isinstance(part, int)
+        before += part is not None
+    return Layout(Kind.AT, after + layout.dim - before)
+
+
+def _everything(part: Any) -> bool:
+    return isinstance(part, slice) and (part == slice(None) or part == slice(0, None))
+
+
+def _selected(layout: Layout, step: _Step) -> Layout:
+    """One entry of a dimension, or each in turn: the dimension goes."""
+    if layout.kind is not Kind.AT:
+        return LOST
+    dim = (step.option(1, "dim") or 0) % step.source.dim()
+    return LOST if dim == layout.dim else Layout(Kind.AT, layout.dim - (dim < layout.dim))
 
 
 def _stacked(layout: Layout, step: _Step) -> Layout:
@@ -252,6 +275,8 @@ _RULES: dict[str, Callable[[Layout, _Step], Layout]] = {
     "moveaxis": lambda *_: LOST,
     "__getitem__": _indexed,
     "stack": _stacked,
+    "unbind": _selected,
+    "select": _selected,
     **dict.fromkeys(_SWAPS, _swapped),
     **dict.fromkeys(_RESHAPES, _reshaped),
     **dict.fromkeys(_REDUCTIONS, _along),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rightbatch.noise.per_example.uses import row_squares
 
-_ELEMENTS = {"cpu": 1 << 18}  # of intermediate results at a time: about a core's cache
+_ELEMENTS = {"cpu": 1 << 17}  # of intermediate results at a time: about a core's cache
 _ELEMENTS_ELSEWHERE = 1 << 25
 _OVERHEAD = 1.2  # a Gram form runs two products and a sum over both
 
