@@ -276,6 +276,8 @@ class _Watching(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if torch.compiler.is_compiling():  # a compiled function inside: nothing to see
+            return func(*args, **(kwargs or {}))
         return self._record.see(func, args, kwargs or {})
 
 

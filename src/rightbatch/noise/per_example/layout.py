@@ -63,9 +63,13 @@ BLOCKS, STRIPES = Layout(Kind.BLOCKS), Layout(Kind.STRIPES)
 _RESHAPES = {"reshape", "view", "flatten", "unflatten", "unsqueeze", "squeeze", "reshape_as"}
 _RESHAPES |= {"view_as", "_unsafe_view", "ravel"}
 _SWAPS = {"transpose", "swapaxes", "swapdims", "transpose_"}
-_REDUCTIONS = {"sum", "mean", "amax", "amin", "max", "min", "logsumexp", "prod", "std", "var"}
-_REDUCTIONS |= {"norm", "cumsum", "flip", "roll", "repeat", "tile"}
-_REDUCTIONS |= {"vector_norm", "index_select", "softmax", "sort", "argsort", "gather"}
+_ALONG = {  # operations along a dimension, and where that dimension is among the arguments
+    **dict.fromkeys(("sum", "mean", "amax", "amin", "max", "min", "prod", "std", "var"), 1),
+    **dict.fromkeys(("any", "all", "argmax", "argmin", "median", "logsumexp", "softmax"), 1),
+    **dict.fromkeys(("cumsum", "cumprod", "flip", "sort", "argsort", "gather"), 1),
+    **dict.fromkeys(("index_select", "log_softmax", "nansum", "nanmean"), 1),
+    **dict.fromkeys(("roll", "norm", "vector_norm", "topk", "kthvalue", "quantile"), 2),
+}
 
 
 @final
@@ -118,13 +122,16 @@ class Layouts:
             return
         unusual = [t for t in moving if self.of(t) != FIRST]
         source = max(unusual or moving, key=lambda t: t.dim())
-        if len({self.of(t) for t in unusual}) > 1:
+        layout = self.of(source)
+        usual = [t for t in moving if self.of(t) == FIRST] if unusual else []
+        aligned = all(t.dim() == source.dim() - layout.dim for t in usual)
+        if len({self.of(t) for t in unusual}) > 1 or not aligned:
             self.set(output, LOST)
             return
         rule = _RULES.get(name, _unmoved)
         self.set(
             output,
-            rule(self.of(source), _Step(name, source, output, args, kwargs, self._batch_size)),
+            rule(layout, _Step(name, source, output, args, kwargs, self._batch_size)),
         )
 
 
@@ -254,13 +261,24 @@ def _stacked(layout: Layout, step: _Step) -> Layout:
 
 def _along(layout: Layout, step: _Step) -> Layout:
     """Operations along a dimension: over the examples themselves, nothing can be told."""
-    if layout == FIRST and step.output.dim() and step.name not in ("repeat", "tile"):
-        dims = step.option(1, "dim", "dims", "axis")
+    if layout == FIRST and step.output.dim():
+        dims = step.option(_ALONG[step.name], "dim", "dims", "axis")
         dims = dims if isinstance(dims, Sequence) else (dims,)
         count = max(1, step.source.dim())
         if any(not isinstance(d, int) or d % count == 0 for d in dims):
             return LOST
     return _unmoved(layout, step)
+
+
+def _summed(layout: Layout, step: _Step) -> Layout:
+    """Follow the examples' letter through an Einstein sum."""
+    equation = step.args[0] if isinstance(step.args[0], str) else ""
+    inputs, _, output = equation.replace(" ", "").partition("->")
+    letters = inputs.split(",")[0]
+    if layout.kind is not Kind.AT or "." in equation or not output or len(letters) <= layout.dim:
+        return LOST
+    place = output.find(letters[layout.dim])
+    return Layout(Kind.AT, place) if place >= 0 else LOST
 
 
 _RULES: dict[str, Callable[[Layout, _Step], Layout]] = {
@@ -279,5 +297,6 @@ _RULES: dict[str, Callable[[Layout, _Step], Layout]] = {
     "select": _selected,
     **dict.fromkeys(_SWAPS, _swapped),
     **dict.fromkeys(_RESHAPES, _reshaped),
-    **dict.fromkeys(_REDUCTIONS, _along),
+    "einsum": _summed,
+    **dict.fromkeys(_ALONG, _along),
 }
