@@ -85,6 +85,20 @@ def test_training_is_bit_for_bit_what_it_would_be_without(float32: None) -> None
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_frozen_attention_keeps_its_fused_way(float32: None, batch_first: bool) -> None:
+    torch.manual_seed(2)
+    frozen = nn.TransformerEncoderLayer(64, 4, 128, batch_first=batch_first).eval()
+    model = nn.Sequential(frozen.requires_grad_(False), nn.Linear(64, 3))
+    batch = torch.randn(5, 5 if batch_first else 6, 64)
+    loss_of(model(batch), 5).backward()
+    wanted = [p.grad.clone() for p in trained(model)]
+    model.zero_grad()
+    record = watched(model, batch, examples=2)
+    assert all(torch.equal(p.grad, g) for p, g in zip(trained(model), wanted, strict=True))
+    assert record.uncovered() == []
+
+
 def hooks_of(model: nn.Module) -> int:
     modules = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
     return modules + sum(len(p._backward_hooks or ()) for p in model.parameters())

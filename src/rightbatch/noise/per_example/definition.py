@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.errors import MixesExamples, TaskError
-from rightbatch.noise.per_example.capture import example_squares
 from rightbatch.noise.per_example.uses import wide
+from rightbatch.noise.per_example.watch import example_squares
 from rightbatch.task import Task
 from rightbatch.task.data import examples_in
 from rightbatch.task.preflight import mixes_examples

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rightbatch._format import format_count
 from rightbatch.errors import TaskError
-from rightbatch.noise.per_example.capture import example_squares
+from rightbatch.noise.per_example.watch import example_squares
 from rightbatch.task.data import examples_in
 from rightbatch.task.preflight import mixes_examples
 
