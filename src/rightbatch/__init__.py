@@ -21,7 +21,7 @@ from rightbatch.errors import (
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import measure_memory, measure_throughput
 from rightbatch.lr import race, range_test
-from rightbatch.noise import NoiseMonitor, measure_noise, track_noise
+from rightbatch.noise import Calibration, NoiseMonitor, calibrate, measure_noise, track_noise
 from rightbatch.plan import critical_batch_size, plan
 from rightbatch.results import (
     CriticalBatchSize,
@@ -39,6 +39,7 @@ from rightbatch.results import (
 from rightbatch.task import Task, supervised
 
 __all__ = [
+    "Calibration",
     "CannotPlan",
     "CoupledLoss",
     "CriticalBatchSize",
@@ -62,6 +63,7 @@ __all__ = [
     "Task",
     "TaskError",
     "ThroughputProfile",
+    "calibrate",
     "critical_batch_size",
     "find",
     "load",

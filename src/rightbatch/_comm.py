@@ -3,6 +3,9 @@
 The only file that imports ``torch.distributed``. Everything else is written once, for a `Comm`.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol, final
 
 import torch
@@ -76,6 +79,27 @@ def default_comm() -> Comm:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return Group()
     return Alone()
+
+
+@contextmanager
+def launched_group() -> Iterator[Comm]:
+    """Join the ranks that ``torchrun`` started, for the time of a ``with`` block.
+
+    Yields:
+        The group; `Alone` where there is no other rank. A group that exists is left as it is.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    if not several or not dist.is_available() or dist.is_initialized():
+        yield default_comm()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield default_comm()
+        dist.barrier()  # nobody leaves while another may still be talking
+    finally:
+        dist.destroy_process_group()
 
 
 def local_part(tensor: Tensor) -> Tensor:

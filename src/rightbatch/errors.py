@@ -34,7 +34,7 @@ class MixesExamples(TaskError):
 
 
 class CoupledLoss(TaskError):
-    """The loss couples the examples of a batch, so gradients of parts do not average to the whole."""
+    """The loss couples examples: the gradients of parts do not average to that of the batch."""
 
 
 class UnknownTask(TaskError):

@@ -13,6 +13,7 @@ from rich.table import Table
 from rightbatch._environment import describe_environment, installed_extras
 from rightbatch._format import format_bytes
 from rightbatch._time import Progress as ReportProgress
+from rightbatch.cli.calibration import calibrate_here, show_calibration
 from rightbatch.cli.options import (
     BatchSize,
     Budget,
@@ -268,8 +269,23 @@ def tasks_command() -> None:
 
 
 @app.command("doctor")
-def doctor_command() -> None:
+def doctor_command(
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Try the noise engine on a model with known answers, here; also under torchrun.",
+        ),
+    ] = False,
+    traceback: Traceback = False,
+) -> None:
     """Show what a bug report needs: versions, device, extras, memory budget, data files."""
+    if calibrate:
+        with open_session(None, as_json=False, traceback=traceback):
+            found, first = calibrate_here()
+        if first:
+            show_calibration(found)
+        raise typer.Exit(0 if found.passed else 1)
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in describe_environment().items():
         table.add_row(name, value)

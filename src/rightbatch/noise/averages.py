@@ -6,6 +6,7 @@ from typing import Any, final
 import numpy as np
 from torch import nn
 
+from rightbatch.noise.estimators import NoiseEstimate
 from rightbatch.noise.measured_step import Solved
 from rightbatch.noise.record import by_geometry, interval_status, split_by_layer
 from rightbatch.noise.running import RunningNoise
@@ -65,6 +66,10 @@ class Averages:
         self._examples_then = examples_seen
         return 0.5 ** (elapsed / self.half_life_examples) if self.half_life_examples else 1.0
 
+    def estimates(self) -> dict[str, NoiseEstimate]:
+        """Return both parts with their variances, in each metric that was measured."""
+        return {name: running.estimate() for name, running in self._running.items()}
+
     def result(self, *, small_gradients: str, ghost: bool, fitting: str) -> NoiseScale:
         """Lay out the averages.
 
@@ -73,7 +78,7 @@ class Averages:
             ghost: Whether BatchNorm makes the micro-batch the unit.
             fitting: The geometry that fits the optimizer.
         """
-        estimates = {name: running.estimate() for name, running in self._running.items()}
+        estimates = self.estimates()
         whole = estimates.get("euclidean")
         interval = (0.0, None) if whole is None else whole.interval()
         sizes = np.array([parameter.numel() for _, parameter in self.named])

@@ -60,7 +60,8 @@ def solve(
         examples_seen: By this rank, since training began.
 
     Returns:
-        The step's estimates, the same on every rank; ``None`` where a gradient is not finite.
+        The step's estimates, the same on every rank; ``None`` where a gradient is not finite, or
+        small and big one are of one size.
         Columns of parameters that got no gradient are zero.
     """
     ranks = comm.world_size
@@ -86,6 +87,8 @@ def solve(
     if not np.isfinite(total).all():
         return None
     count, small_units, factor, inverse, units, examples, seen = total[: len(scalars)]
+    if not count * factor**2 > inverse * small_units:  # one small gradient, as large as the big
+        return None
     small, big = total[len(scalars) :].reshape(2, *squares.shape)
     trace_cov, grad_sq = two_sizes(
         small / small_units,

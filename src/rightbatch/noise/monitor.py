@@ -90,6 +90,9 @@ class NoiseMonitor:
         comm: The ranks. Default: the process group, for data-parallel models.
         clock: Monotonic seconds.
 
+    Attributes:
+        averages: Both parts in every metric, as estimates with their variances.
+
     Raises:
         ValueError: If an option is out of range.
         TaskError: If the optimizer trains none of the model's parameters.
@@ -148,7 +151,7 @@ class NoiseMonitor:
         self._parameters = [parameter for _, parameter in self._named]
         self._sharded = any(is_sharded(parameter) for parameter in self._parameters)
         self._pace = Pace(every, budget, clock)
-        self._averages = Averages(self._named, half_life_examples)
+        self.averages = Averages(self._named, half_life_examples)
         self._source_name = ""
         self._steps = 0
         self._examples_seen = 0.0  # by this rank
@@ -214,7 +217,7 @@ class NoiseMonitor:
             As of `measure_noise`; ``status`` is ``NOT_YET`` before the first measured step.
             ``loss`` is ``None``: the monitor never sees it.
         """
-        return self._averages.result(
+        return self.averages.result(
             small_gradients=self._source_name,
             ghost=mixes_examples(self._model),
             fitting=fitting_geometry(self._optimizer),
@@ -236,9 +239,9 @@ class NoiseMonitor:
             step: Yours; by default the optimizer steps seen.
             prefix: Of the names.
         """
-        if self._averages.measured == self._logged:
+        if self.averages.measured == self._logged:
             return
-        self._logged = self._averages.measured
+        self._logged = self.averages.measured
         write = writer if callable(writer) else writer.add_scalar
         noise, at = self.result(), self._steps if step is None else step
         numbers = {
@@ -259,7 +262,7 @@ class NoiseMonitor:
             "version": _STATE_VERSION,
             "parameters": [name for name, _ in self._named],
             "pace": self._pace.state_dict(),
-            "averages": self._averages.state_dict(),
+            "averages": self.averages.state_dict(),
             "source": self._source_name,
             "counts": {name: getattr(self, name) for name in _COUNTS},
         }
@@ -283,7 +286,7 @@ class NoiseMonitor:
                 f"{odd or 'their order'}. Build the same model and optimizer before loading."
             )
         self._pace.load_state_dict(state["pace"])
-        self._averages.load_state_dict(state["averages"])
+        self.averages.load_state_dict(state["averages"])
         self._source_name = state["source"]
         for name in _COUNTS:
             setattr(self, name, state["counts"][name])
@@ -345,7 +348,7 @@ class NoiseMonitor:
         self._arm_if_due()
 
     def _add(self, armed: MeasuredStep) -> None:
-        averages = self._averages
+        averages = self.averages
         solved = armed.solve(self._comm, examples_seen=self._examples_seen)
         averages.skipped += armed.abandoned + (solved is None)
         if solved is None:

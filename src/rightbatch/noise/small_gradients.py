@@ -131,6 +131,7 @@ class SingleExamples:
         self._model, self._squares = model, squares
         self._examples, self._batch_size = min(examples, batch_size), batch_size
         self.uncovered: Sequence[int] = ()
+        self._taken = False
 
     @contextmanager
     def armed(self) -> Iterator[None]:
@@ -146,8 +147,10 @@ class SingleExamples:
 
     def take(self, reported: Reported) -> MicroBatch:
         """Scale contributions to the batch's loss up to gradients of mean losses."""
-        if reported.examples != self._batch_size:  # an epoch's last batch: leave the step out
+        # An epoch's last batch, or a step begun anew after one that was skipped: leave it out.
+        if reported.examples != self._batch_size or self._taken:
             return self._weighed(reported, [1.0], torch.full_like(self._squares.squares, math.nan))
+        self._taken = True
         self.uncovered = self._watched.uncovered()
         units = reported.units_of_first(self._examples)
         contributions = self._watched.squares()  # [metrics, examples, parameters]
