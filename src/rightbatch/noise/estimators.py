@@ -13,10 +13,17 @@ gradient, ``Sigma`` the covariance of one unit's gradient:
 
     E[q_k] = |G|^2 + tr(Sigma)/w_k          E[M] = |G|^2 + tr(Sigma)/W
     E[a_k] = |G|^2
-    Var[a_k] = G'Sigma G (1/w_k + 1/W_k) + tr(Sigma^2)/(w_k W_k),   W_k = sum_{j<k} w_j
+    Var[a_k | m_k] = m_k'Sigma m_k / w_k
 
-The last line is why ``a_k`` is kept: its scatter tells how far the estimate of ``|G|^2`` may be
-off, whatever the spectrum of ``Sigma``, without a second pass and without a stored gradient.
+The last line is why ``a_k`` is kept. ``|m_k|^2`` follows from the same floats, so their scatter
+tells ``lambda = m'Sigma m / |m|^2``, the eigenvalue of Sigma that gradients meet, and with it how
+far the estimate of ``|G|^2`` may be off, whatever the spectrum of ``Sigma``:
+
+    Var = 4 lambda |G|^2 / W + 2 lambda tr(Sigma) / W^2
+
+Dividing by ``|m|^2`` matters: where noise dominates, a mean gradient that is long by chance lifts
+the estimate of ``|G|^2`` and the scatter of ``a_k`` alike. And the interval asks of each ratio
+whether the data fit it *if it were true*, so ``|G|^2`` in this variance is that of the ratio.
 """
 
 import math
@@ -24,13 +31,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
-from rightbatch._stats import fieller_interval
+from rightbatch._stats import Score, fieller_interval, score_interval, skew_to_normal
 
 Floats = NDArray[np.float64]
 
-_REWEIGHTINGS = 5  # of the variance fit; it changes by less than 1 % after three
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scatter:
+    """What a frozen probe knows of its own errors, enough to test any ratio."""
+
+    eigenvalue: float  # lambda, per unit
+    unseen: float  # share of the population not drawn; 1: fresh data
+    degrees_grad_sq: float  # of freedom behind lambda
+    degrees_trace_cov: float  # and behind the variance of tr(Sigma)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +60,7 @@ class NoiseEstimate:
     units: float  # W
     micro_batches: int  # K
     degrees: float | None = None  # of freedom behind the variances; None: by the micro-batches
+    scatter: Scatter | None = None  # None: the variances above are all that is known
 
     @property
     def ratio(self) -> float | None:
@@ -58,6 +73,10 @@ class NoiseEstimate:
         """95 % interval of the ratio in units; ``None``: no upper end."""
         if math.isinf(self.var_grad_sq):
             return 0.0, None
+        if self.scatter is not None and self.trace_cov > 0:
+            spread = math.sqrt(2 * self.scatter.eigenvalue / self.trace_cov) / self.units
+            start = max(self.grad_sq / self.trace_cov, spread * self.scatter.unseen)
+            return score_interval(self._score, start=start)
         return fieller_interval(
             self.trace_cov,
             self.grad_sq,
@@ -65,6 +84,32 @@ class NoiseEstimate:
             var_denominator=self.var_grad_sq,
             covariance=self.covariance,
             degrees=max(1.0, self.micro_batches / 2) if self.degrees is None else self.degrees,
+        )
+
+    def _score(self, inverse: float) -> Score:
+        """Test whether ``|G|^2 = inverse * tr(Sigma)``, with the errors there would be then."""
+        scatter = self.scatter
+        assert scatter is not None
+        noise = self.trace_cov * scatter.unseen / self.units  # in the mean gradient, squared
+        each = scatter.eigenvalue * scatter.unseen / self.units
+        supposed = inverse * self.trace_cov
+        var_grad_sq = 2 * each * (noise + 2 * supposed)
+        # A sample without its rare large gradients has a small mean and a small variance at once:
+        # where the data ask for more than was seen, the error grows with it.
+        grown = max(1.0, self.grad_sq / supposed) if supposed > 0 else 1.0
+        var_trace = inverse**2 * self.var_trace_cov * grown
+        variance = var_grad_sq + var_trace - 2 * inverse * self.covariance
+        variance = max(variance, 0.01 * (var_grad_sq + var_trace))  # the covariance errs, too
+        if variance <= 0:
+            return Score(math.copysign(math.inf, self.grad_sq - supposed), math.inf, 1.0)
+        third = 8 * each**2 * (noise + 3 * supposed)  # central moment of the estimate of |G|^2
+        error = math.sqrt(variance)
+        return Score(
+            skew_to_normal((self.grad_sq - supposed) / error, skewness=third / error**3),
+            supposed / error,
+            # Satterthwaite: degrees of a sum of two estimated variances.
+            (var_grad_sq + var_trace) ** 2
+            / (var_grad_sq**2 / scatter.degrees_grad_sq + var_trace**2 / scatter.degrees_trace_cov),
         )
 
     def units_for(self, precision: float) -> float | None:
@@ -145,32 +190,77 @@ def estimate_noise(
     trace_cov = units * float(small_sq - mean_sq) / (count - 1)
     grad_sq = float(count * mean_sq - small_sq) / (count - 1)
 
-    linear, quadratic = _fit_scatter(inner_products, weights, grad_sq)
-    var_linear = 4 * linear / units
-    var_quadratic = 2 * quadratic * count / (units**2 * (count - 1))
-    var_trace_cov, covariance = _scatter_of_trace(squares, inner_products, weights, grad_sq)
+    before, own = np.cumsum(weights)[:-1], weights[1:]
+    means_sq = _squares_of_running_means(squares, inner_products, weights)
+    eigenvalue, degrees = _fit_eigenvalue(inner_products, weights, means_sq, grad_sq)
+    # |g_k - m_k|^2 estimates tr(Sigma) (1/w_k + 1/W_k), micro-batch by micro-batch.
+    traces = (squares[1:] - 2 * inner_products[1:] + means_sq) / (1 / own + 1 / before)
+    covariance = _fit_covariance(own * (inner_products[1:] - grad_sq), traces, before) / units
 
-    if population is not None:
-        # What is already seen cannot err: the whole population leaves no doubt in |G|^2.
-        unseen = max(0.0, 1 - units / population)
-        var_linear, var_quadratic, covariance = (
-            var_linear * unseen,
-            var_quadratic * unseen,
-            covariance * unseen,
-        )
-        grad_sq += trace_cov / population
+    # What is already seen cannot err: the whole population leaves no doubt in |G|^2.
+    unseen = 1.0 if population is None else max(0.0, 1 - units / population)
+    grad_sq += 0.0 if population is None else trace_cov / population
+    var_linear = 4 * eigenvalue * max(grad_sq, 0.0) * unseen / units
+    var_quadratic = 2 * eigenvalue * trace_cov * (unseen / units) ** 2
     var_grad_sq = var_linear + var_quadratic
+    var_trace_cov = float(np.var(traces, ddof=1)) / len(traces)
     limit = math.sqrt(var_trace_cov * var_grad_sq)  # Cauchy-Schwarz
     return NoiseEstimate(
         grad_sq=grad_sq,
         trace_cov=trace_cov,
         var_grad_sq=var_grad_sq,
         var_trace_cov=var_trace_cov,
-        covariance=float(np.clip(covariance, -limit, limit)),
+        covariance=float(np.clip(covariance * unseen, -limit, limit)),
         quadratic_share=var_quadratic / var_grad_sq if var_grad_sq > 0 else 0.0,
         units=units,
         micro_batches=count,
+        scatter=Scatter(
+            eigenvalue=eigenvalue,
+            unseen=unseen,
+            degrees_grad_sq=degrees,
+            degrees_trace_cov=_degrees_of_variance(traces),
+        ),
     )
+
+
+def _squares_of_running_means(squares: Floats, inner_products: Floats, weights: Floats) -> Floats:
+    """``|m_k|^2`` before each micro-batch but the first, from ``|s + w g|^2`` step by step."""
+    before = np.cumsum(weights)[:-1]
+    steps = weights**2 * squares
+    steps[1:] += 2 * weights[1:] * before * inner_products[1:]
+    return np.maximum(np.cumsum(steps)[:-1], 0.0) / before**2  # rounding may fall below zero
+
+
+def _fit_eigenvalue(
+    inner_products: Floats, weights: Floats, means_sq: Floats, grad_sq: float
+) -> tuple[float, float]:
+    """Fit ``w_k (a_k - |G|^2)^2 = lambda |m_k|^2``; also return its degrees of freedom."""
+    own, before = weights[1:], np.cumsum(weights)[:-1]
+    late = before / before.sum()  # late means are made of signal and noise as the last one is
+    pairs = own * before
+    centred = 1 - float(np.square(pairs / pairs.sum()).sum())  # |G|^2 is their mean over pairs
+    scatter = own * (inner_products[1:] - grad_sq) ** 2
+    total, expected = float(late @ scatter), float(late @ means_sq)
+    if total <= 0 or expected <= 0 or centred <= 0:
+        return 0.0, 1.0
+    residuals = late * (scatter - total / expected * means_sq)
+    degrees = 2 * total**2 / float(residuals @ residuals)  # of a chi-square with that scatter
+    return total / expected / centred, min(max(degrees, 1.0), float(len(own)))
+
+
+def _fit_covariance(deviations: Floats, traces: Floats, before: Floats) -> float:
+    """``W`` times the covariance of both parts, from how ``a_k`` and ``|g_k - m_k|^2`` go along."""
+    late = before / before.sum()  # a_k is the better, the more gradients came before
+    return 2 * float(late @ (deviations * (traces - late @ traces)))
+
+
+def _degrees_of_variance(sample: Floats) -> float:
+    """Degrees of freedom of a sample variance, by the sample's kurtosis."""
+    squared = (sample - sample.mean()) ** 2
+    if not squared.any():
+        return 1.0
+    excess = float(np.square(squared).mean() / squared.mean() ** 2) - 1
+    return min(max(2 * len(sample) / max(excess, 1e-9), 2.0), len(sample) - 1.0)
 
 
 def two_sizes(
@@ -206,33 +296,3 @@ def two_sizes(
             "nothing of the noise: split the batch into micro-batches."
         )
     return (small_sq - big_sq) / gap, (small_inverse * big_sq - big_inverse * small_sq) / gap
-
-
-def _fit_scatter(inner_products: Floats, weights: Floats, grad_sq: float) -> tuple[float, float]:
-    """Fit ``G'Sigma G`` and ``tr(Sigma^2)`` to the squared deviations of ``a_k``."""
-    before = np.cumsum(weights)[:-1]
-    own = weights[1:]
-    squared = (inner_products[1:] - grad_sq) ** 2
-    design = np.stack([1 / own + 1 / before, 1 / (own * before)], axis=1)
-    fitted = np.array([0.0, float(np.mean(squared * own * before))])
-    for _ in range(_REWEIGHTINGS):
-        # A squared deviation scatters in proportion to its own mean.
-        scale = design @ fitted
-        if not np.all(scale > 0):
-            break
-        fitted, _ = nnls(design / scale[:, None], squared / scale)
-    return float(fitted[0]), float(fitted[1])
-
-
-def _scatter_of_trace(
-    squares: Floats, inner_products: Floats, weights: Floats, grad_sq: float
-) -> tuple[float, float]:
-    """Variance of ``trace_cov``, and its covariance with ``grad_sq``."""
-    own, before = weights[1:], np.cumsum(weights)[:-1]
-    # |g_k - G|^2 w_k estimates tr(Sigma), micro-batch by micro-batch.
-    traces = own * (squares[1:] - 2 * inner_products[1:] + grad_sq)
-    variance = float(np.var(traces, ddof=1)) / len(traces)
-    late = before / before.sum()  # a_k is the better, the more gradients came before
-    deviation = own * (inner_products[1:] - grad_sq)
-    covariance = 2 / float(weights.sum()) * float(late @ (deviation * (traces - late @ traces)))
-    return variance, covariance
