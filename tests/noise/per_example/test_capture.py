@@ -244,3 +244,10 @@ def test_a_changed_weight_cannot_be_pulled_back() -> None:
     """A random function of a weight is another one when it is repeated."""
     model = Calls(lambda m, x: F.linear(x, F.dropout(m.w, 0.5)), w=nn.Parameter(torch.ones(2, 3)))
     assert watched(model, torch.randn(4, 3), examples=2).uncovered() == [0]
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)])
+def test_batch_norm_by_the_batch_is_refused_by_name(layer: nn.Module) -> None:
+    record = watched(layer, torch.randn(4, 3), examples=2)
+    assert record.uncovered() == [0, 1]
+    assert "mixes examples" in record.reasons[0]

@@ -261,6 +261,7 @@ LINEAR = (
 )
 
 CONVOLUTION = (
+    _s("conv1d_same_dilated", conv(1, 3, 4, 3, padding="same", dilation=2), floats(3, 9)),
     _s("conv1d", conv(1, 3, 4, 3), floats(3, 9)),
     _s("conv2d", conv(2, 3, 4, 3, padding=1), floats(3, 6, 5)),
     _s("conv2d_few_positions", conv(2, 8, 9, 3), floats(8, 4, 4), paths={"weight": "gram"}),
@@ -301,6 +302,17 @@ CONVOLUTION = (
 )
 
 OTHER = (
+    _s(
+        "embedding_padding_counted_from_the_end",
+        lambda: Calls(lambda m, x: F.embedding(x, m.w, padding_idx=-2), w=parameter(7, 4)),
+        tokens(),
+    ),
+    _s(
+        "embedding_by_frequency",
+        lambda: nn.Embedding(7, 4, scale_grad_by_freq=True),
+        tokens(),
+        uncovered=("weight",),
+    ),
     _s("layer_norm", lambda: nn.LayerNorm((3, 4)), floats(2, 3, 4)),
     _s("rms_norm", lambda: nn.RMSNorm(4), floats(3, 4)),
     _s("group_norm", lambda: nn.GroupNorm(2, 4), floats(4, 3, 5)),
