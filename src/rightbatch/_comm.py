@@ -117,9 +117,13 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def comm_for(model: nn.Module) -> Comm:
-    """Return the ranks that train a model: a group where its gradients are averaged over one."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return Group(model.process_group)
+    """Return the ranks that train a model: a group where its gradients are averaged over one.
+
+    A compiled model holds its data-parallel wrapper as a part.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            return Group(module.process_group)
     if any(is_sharded(parameter) for parameter in model.parameters()):
         return default_comm()
     return Alone()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
 from tests.ranks import on_two_ranks
@@ -15,8 +16,29 @@ STEPS = 5
 SHARDS = ((5, 2, 3), (1, 4, 6))  # micro-batches of each rank
 
 
-def net() -> nn.Sequential:
+class Odd(nn.Module):
+    """Two layers share a weight, one is frozen in part, and they are computed twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(5))  # of the root, which owns no layer
+        self.first, self.second, self.third = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+        self.third.weight = self.second.weight
+        self.third.bias.requires_grad_(False)
+        self.last = nn.Linear(5, 2)
+
+    def _middle(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.third(torch.tanh(self.second(hidden))))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = self.first(inputs) * self.scale
+        return self.last(checkpoint(self._middle, hidden, use_reentrant=False))
+
+
+def net(kind: str) -> nn.Module:
     torch.manual_seed(1)
+    if kind.endswith("odd"):
+        return Odd()
     return nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
 
 
@@ -29,8 +51,13 @@ def shard(rank: int, sizes: tuple[int, ...], step: int) -> list[tuple[Tensor, Te
 
 
 def wrapped(kind: str, model: nn.Module) -> nn.Module:
-    if kind == "ddp":
+    if kind in {"ddp", "ddp odd"}:
         return nn.parallel.DistributedDataParallel(model)
+    if kind == "ddp compiled":
+        compiled: Any = torch.compile(
+            nn.parallel.DistributedDataParallel(model), backend="aot_eager"
+        )
+        return compiled
     if kind == "ddp_views":
         return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
     from torch.distributed.device_mesh import init_device_mesh
@@ -38,7 +65,7 @@ def wrapped(kind: str, model: nn.Module) -> nn.Module:
 
     mesh = init_device_mesh("cpu", (2,))
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and kind != "fsdp odd":  # one group holds shared weights
             fully_shard(module, mesh=mesh, reshard_after_forward=kind != "fsdp_kept")
     fully_shard(model, mesh=mesh)
     return model
@@ -78,7 +105,7 @@ def numbers(noise: rb.NoiseScale) -> dict[str, Any]:
 
 
 def on_a_rank(rank: int, kind: str, no_sync: bool, sizes: Any, poison: bool) -> dict[str, Any]:
-    model = wrapped(kind, net())
+    model = wrapped(kind, net(kind))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     total = sum(map(sum, sizes))
     with rb.NoiseMonitor(model, optimizer, every=1, half_life_examples=1e15) as monitor:
@@ -97,8 +124,8 @@ def on_a_rank(rank: int, kind: str, no_sync: bool, sizes: Any, poison: bool) -> 
     return numbers(noise) | {"skipped": noise.steps_skipped}
 
 
-def alone(sizes: Any) -> dict[str, Any]:
-    model = net()
+def alone(sizes: Any, kind: str = "") -> dict[str, Any]:
+    model = net(kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     total = sum(map(sum, sizes))
     with rb.NoiseMonitor(model, optimizer, every=1, half_life_examples=1e15) as monitor:
@@ -110,6 +137,7 @@ def alone(sizes: Any) -> dict[str, Any]:
 
 
 KINDS = ["ddp", "ddp_views", "fsdp", "fsdp_kept"]
+ODD_KINDS = ["ddp odd", "fsdp odd", "ddp compiled"]
 ONE_EACH = ((5,), (2,))
 
 
@@ -121,6 +149,8 @@ def all_cases(rank: int) -> dict[str, Any]:
             found[f"{kind} {no_sync}"] = on_a_rank(rank, kind, no_sync, SHARDS, False)
         found[f"{kind} one"] = on_a_rank(rank, kind, False, ONE_EACH, False)
         found[f"{kind} poison"] = on_a_rank(rank, kind, False, SHARDS, True)
+    for kind in ODD_KINDS:
+        found[kind] = on_a_rank(rank, kind, False, SHARDS, False)
     return found
 
 
@@ -144,6 +174,19 @@ def test_two_ranks_equal_one_process_on_the_union(cases: Cases, kind: str, no_sy
     assert first["measured"] == expected["measured"] == STEPS - 1
     assert first["names"] == expected["names"] == ["0", "2"]
     assert first["examples"] == expected["examples"]
+    assert first["parts"] == pytest.approx(expected["parts"], rel=1e-9)
+    for found, layer in zip(first["layers"], expected["layers"], strict=True):
+        assert found == pytest.approx(layer, rel=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ODD_KINDS)
+def test_odd_set_ups_equal_one_process_too(cases: Cases, kind: str) -> None:
+    """Shared weights, parameters of the root, frozen ones, checkpoints, a compiled model."""
+    expected = alone(SHARDS, kind)
+    first, second = cases[kind]
+    assert first == second
+    assert (first["source"], first["measured"]) == ("ranks", STEPS - 1)
     assert first["parts"] == pytest.approx(expected["parts"], rel=1e-9)
     for found, layer in zip(first["layers"], expected["layers"], strict=True):
         assert found == pytest.approx(layer, rel=1e-9)

@@ -32,6 +32,7 @@ def hooked_gradients(
         hook: Gets the parameter's index and this rank's whole gradient.
     """
     indices = {id(parameter): index for index, parameter in enumerate(parameters)}
+    hooked: dict[int, Tensor] = {}  # gathered parameters; modules may share one
     with ExitStack() as stack:
         for index, parameter in enumerate(parameters):
             if not is_sharded(parameter):
@@ -44,15 +45,26 @@ def hooked_gradients(
                 if parameter is not None and is_sharded(parameter) and id(parameter) in indices
             }
             if owned:
-                _hook_when_gathered(module, owned, hook, stack)
+                _hook_when_gathered(module, owned, hook, hooked, stack)
         yield
 
 
 def _hook_when_gathered(
-    module: nn.Module, owned: dict[str, int], hook: Hook, stack: ExitStack
+    module: nn.Module,
+    owned: dict[str, int],
+    hook: Hook,
+    hooked: dict[int, Tensor],
+    stack: ExitStack,
 ) -> None:
-    """Hook the gathered parameters of a module in its forward passes, each of them once."""
-    hooked: dict[int, Tensor] = {}  # by identity; kept, so that no identity is used twice
+    """Hook the gathered parameters of a module in its forward passes, each of them once.
+
+    Args:
+        module: It holds the parameters.
+        owned: Their names in it, and their indices.
+        hook: As in `hooked_gradients`.
+        hooked: By identity, those that have a hook; kept, so that no identity is used twice.
+        stack: Removes the hooks.
+    """
 
     def before_forward(module: nn.Module, _: Any) -> None:
         for name, index in owned.items():
