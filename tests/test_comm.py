@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from rightbatch._comm import Alone, Group, comm_for, default_comm, is_sharded, local_part
 from tests.ranks import on_two_ranks
@@ -63,7 +63,5 @@ def fails(rank: int) -> None:
 @pytest.mark.slow
 def test_a_rank_that_fails_fails_the_test() -> None:
     # Whose error arrives first is chance: the other rank sees that its peer is gone.
-    with pytest.raises(
-        ProcessRaisedException, match=r"(?s)Process [01] terminated.*(on purpose|peer)"
-    ):
+    with pytest.raises(ProcessRaisedException, match="(?s)Process . terminated.*(on purpose|peer)"):
         on_two_ranks(fails)
