@@ -1,6 +1,7 @@
 """Per-example squares from the training step. Oracle: the definition, on a zoo of odd models."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -243,11 +244,28 @@ def test_examples_must_be_in_the_batch(examples: int) -> None:
 def test_a_changed_weight_cannot_be_pulled_back() -> None:
     """A random function of a weight is another one when it is repeated."""
     model = Calls(lambda m, x: F.linear(x, F.dropout(m.w, 0.5)), w=nn.Parameter(torch.ones(2, 3)))
-    assert watched(model, torch.randn(4, 3), examples=2).uncovered() == [0]
+    batch = torch.randn(4, 3)
+    torch.manual_seed(0)
+    loss_of(model(batch), 4).backward()
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    assert watched(model, batch, examples=2).uncovered() == [0]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3), nn.BatchNorm1d(3, track_running_stats=False)])
-def test_batch_norm_by_the_batch_is_refused_by_name(layer: nn.Module) -> None:
+@pytest.mark.parametrize("tracking", [True, False])
+def test_batch_norm_by_the_batch_is_refused_by_name(tracking: bool) -> None:
+    layer = nn.BatchNorm1d(3, track_running_stats=tracking)
     record = watched(layer, torch.randn(4, 3), examples=2)
     assert record.uncovered() == [0, 1]
     assert "mixes examples" in record.reasons[0]
+
+
+def test_what_a_weight_was_made_with_must_still_be_the_same() -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        made = m.w + m.offset
+        m.offset.add_(1)
+        return F.linear(x, made)
+
+    model = Calls(forward, w=nn.Parameter(torch.ones(2, 3)), offset=nn.Buffer(torch.zeros(2, 3)))
+    assert watched(model, torch.randn(4, 3), examples=2).uncovered() == [0]
