@@ -82,7 +82,13 @@ def balanced(model: Any, batch: Any) -> Tensor:
     return plain(model, batch) + 0.1 * model.balance
 
 
-COUPLED = [contrastive, centred, decorrelated, ranked, balanced]
+def spread(model: nn.Module, batch: Any) -> Tensor:
+    """Undefined in batches of up to eight: a square root below zero."""
+    excess = (len(batch[0]) - 8.5) * model(batch[0]).square().mean()
+    return plain(model, batch) + 1e-6 * excess.sqrt()
+
+
+COUPLED = [contrastive, centred, decorrelated, ranked, balanced, spread]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -244,6 +250,18 @@ def test_sizes_stay_within_data_and_batch(
     assert found.tested == bool(sizes)
     assert sorted(set(seen)) == list(sizes)
     assert found.examples <= min(256, examples)
+
+
+def test_gradients_that_are_not_finite_are_left_to_what_measures() -> None:
+    found = check_coupling(task(lambda model, batch: plain(model, batch) * torch.nan))
+    assert found.deviation == 0.0
+
+
+def test_a_stream_is_looked_at() -> None:
+    model = zoo.small_net()
+    loss = supervised(F.mse_loss)
+    made = Task(model, zoo.sgd(model), zoo.Stream(), loss, batch_size=2)
+    assert check_coupling(made).sizes == (1, 2)
 
 
 def test_a_refusal_leaves_the_world_as_it_was() -> None:

@@ -230,8 +230,11 @@ class _Look:
                 vectors, shares = self._gradients(group, part)
                 gram = _gram(vectors, vectors)
                 whole = gram[0, 0]
-                if not (np.isfinite(gram).all() and whole > 0):
+                if not (math.isfinite(whole) and whole > 0):
                     continue  # what is measured next says so better
+                if not np.isfinite(gram).all():
+                    found.append([1.0, 1.0])  # a part has no gradient, though the whole has one
+                    continue
                 squares = [_rest(gram, a) for a in (shares, _fitted(gram))]
                 found.append([math.sqrt(max(0.0, square) / whole) for square in squares])
         return np.array(found).reshape(-1, 2) if found else np.zeros((1, 2))
