@@ -115,7 +115,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
         places = torch.arange(tokens.shape[1], device=tokens.device)[None]
         if self.places_for_each:
-            places = places.expand(len(tokens), -1)
+            places = places.repeat(len(tokens), 1)
         return self.head(self.norm(self.blocks(self.embed(tokens) + self.places(places))))
 
 

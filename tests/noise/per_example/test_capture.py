@@ -269,3 +269,18 @@ def test_what_a_weight_was_made_with_must_still_be_the_same() -> None:
 
     model = Calls(forward, w=nn.Parameter(torch.ones(2, 3)), offset=nn.Buffer(torch.zeros(2, 3)))
     assert watched(model, torch.randn(4, 3), examples=2).uncovered() == [0]
+
+
+def test_an_input_that_was_changed_in_place_is_noticed(float32: None) -> None:
+    """Autocast keeps a copy in low precision, so autograd has no reason to complain."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = x.clone()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = m.layer(hidden)
+        hidden.add_(1)
+        return outputs.float()
+
+    record = watched(Calls(forward, layer=nn.Linear(3, 2)), torch.randn(4, 3), examples=4)
+    assert record.uncovered() == [0, 1]
+    assert "changed in place" in record.reasons[0]
