@@ -20,8 +20,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 BUDGET_SECONDS = 3.0
 # Commands that need no more than the budget, or nothing but a results file.
-RUN = {"find", "memory", "throughput", "noise", "lr", "plan", "report", "tasks", "doctor"}
-NEEDS_DATA = {"mnist", "bikes", "shakespeare"}
+RUN = {"find", "memory", "throughput", "noise", "lr", "plan", "report", "study", "tasks", "doctor"}
+NEEDS_DATA = {"mnist", "bikes", "shakespeare", "noise-estimators"}
 
 pytestmark = pytest.mark.usefixtures("float32")
 

@@ -21,7 +21,16 @@ from rightbatch.errors import (
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import measure_memory, measure_throughput
 from rightbatch.lr import race, range_test
-from rightbatch.noise import Calibration, NoiseMonitor, calibrate, measure_noise, track_noise
+from rightbatch.noise import (
+    Calibration,
+    Explanation,
+    NoiseMonitor,
+    calibrate,
+    explain,
+    measure_noise,
+    per_example_grad_sq,
+    track_noise,
+)
 from rightbatch.plan import critical_batch_size, plan
 from rightbatch.results import (
     CriticalBatchSize,
@@ -44,6 +53,7 @@ __all__ = [
     "CoupledLoss",
     "CriticalBatchSize",
     "DataUnavailable",
+    "Explanation",
     "Findings",
     "GeometryNoise",
     "LRCurve",
@@ -65,11 +75,13 @@ __all__ = [
     "ThroughputProfile",
     "calibrate",
     "critical_batch_size",
+    "explain",
     "find",
     "load",
     "measure_memory",
     "measure_noise",
     "measure_throughput",
+    "per_example_grad_sq",
     "plan",
     "race",
     "range_test",

@@ -143,7 +143,7 @@ def find(
     throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
     micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)
-    run.part("track", track_noise, micro_batch_size=micro)
+    run.part("track", track_noise, micro_batch_size=micro, trust_loss=True)
     options: dict[str, Any] = {
         "objective": objective,
         "devices": devices,

@@ -184,6 +184,21 @@ def test_a_loss_that_runs_in_train_mode_only_raises_no_alarm() -> None:
     assert_same_world(before, snapshot(made))
 
 
+def test_what_a_module_remembers_raises_no_alarm() -> None:
+    class Drifting(nn.Linear):
+        passes: Tensor
+
+        def __init__(self) -> None:
+            super().__init__(3, 4)
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            self.passes += 1
+            return super().forward(inputs) * (1 + self.passes)
+
+    assert check_coupling(task(plain, Drifting())).deviation == pytest.approx(0.0, abs=1e-6)
+
+
 def test_augmentation_is_drawn_once_for_all_sizes() -> None:
     class Noisy(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:

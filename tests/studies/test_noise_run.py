@@ -125,14 +125,12 @@ def test_the_monitor_goes_on_over_the_looks_in_between() -> None:
         task.model,
         task.optimizer,
         every=MONITOR_EVERY,
-        examples=8,
-        loss=lambda model, batch: task.loss(batch)[0],
     ) as monitor:
         for _ in range(12):
             batch = next(batches)
             task.optimizer.zero_grad()
             task.loss(batch)[0].backward()
-            monitor.observe(16, batch=batch)
+            monitor.observe(16)
             task.optimizer.step()
     expected, found = monitor.result(), looks[2].estimates["monitor"]
     assert expected.steps_measured == 6

@@ -174,6 +174,7 @@ def noise_command(
             loaded,
             batch_size=batch_size,
             time_budget_seconds=0.7 * time_budget,
+            trust_loss=True,  # looked at a moment ago
             seed=seed,
             progress=progress,
         )

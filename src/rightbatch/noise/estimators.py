@@ -97,7 +97,7 @@ class NoiseEstimate:
         # A sample without its rare large gradients has a small mean and a small variance at once:
         # where the data ask for more than was seen, the error grows with it.
         grown = max(1.0, self.grad_sq / supposed) if supposed > 0 else 1.0
-        var_trace = inverse**2 * self.var_trace_cov * grown
+        var_trace = inverse**2 * self.var_trace_cov * min(grown, 3.0) ** 3
         variance = var_grad_sq + var_trace - 2 * inverse * self.covariance
         variance = max(variance, 0.01 * (var_grad_sq + var_trace))  # the covariance errs, too
         if variance <= 0:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.errors import TaskError
+from rightbatch.noise.couplings import check_coupling
 from rightbatch.noise.estimators import NoiseEstimate
 from rightbatch.noise.geometry import fitting_geometry, preconditioners
 from rightbatch.noise.local_gradients import hooked_gradients
@@ -45,6 +46,7 @@ def measure_noise(
     max_examples: int = 8192,
     micro_batch_size: int | None = None,
     time_budget_seconds: float | None = None,
+    trust_loss: bool = False,
     seed: int = 0,
     progress: Progress = no_progress,
     clock: Clock = wall_clock,
@@ -63,6 +65,8 @@ def measure_noise(
         micro_batch_size: Examples per small gradient. Default: today's batch size, or smaller
             where that leaves fewer than 128 micro-batches.
         time_budget_seconds: Stop when it is spent.
+        trust_loss: Do not look whether the loss couples examples, which takes a few passes over
+            64 of them.
         seed: Of the draw.
         progress: Called with (fraction done, what is being done).
         clock: Monotonic seconds.
@@ -73,6 +77,7 @@ def measure_noise(
 
     Raises:
         ValueError: If an option is out of range.
+        CoupledLoss: If the gradient of a batch is not made of its parts' gradients.
         TaskError: If the data hold too few examples for three micro-batches, or a gradient
             is not finite.
 
@@ -87,7 +92,7 @@ def measure_noise(
         McCandlish et al. (2018), https://arxiv.org/abs/1812.06162, section 2.2.
     """
     check_probe_options(precision, max_examples, micro_batch_size, time_budget_seconds)
-    task.check()
+    check_task(task, trust_loss=trust_loss, seed=seed)
     deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
     with task.preserved(weights=False):
         probed = run_probe(
@@ -121,6 +126,13 @@ def check_probe_options(
     ):
         if value is not None and not value > 0:
             raise ValueError(f"`{name}` must be positive, got {value!r}. {why}")
+
+
+def check_task(task: Task, *, trust_loss: bool, seed: int) -> None:
+    """Refuse a task whose noise is not defined; see `measure_noise`."""
+    task.check()
+    if not trust_loss:
+        check_coupling(task, seed=seed)
 
 
 @final

@@ -21,7 +21,7 @@ from rightbatch._stats import fieller_interval
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.noise.estimators import NoiseEstimate
 from rightbatch.noise.geometry import fitting_geometry
-from rightbatch.noise.probe import check_probe_options, run_probe
+from rightbatch.noise.probe import check_probe_options, check_task, run_probe
 from rightbatch.noise.record import interval_status
 from rightbatch.results import GeometryNoise, NoisePoint, NoiseTrack, Status
 from rightbatch.task import Task
@@ -61,6 +61,7 @@ def track_noise(
     max_examples: int = 4096,
     micro_batch_size: int | None = None,
     time_budget_seconds: float | None = None,
+    trust_loss: bool = False,
     seed: int = 0,
     progress: Progress = no_progress,
     clock: Clock = wall_clock,
@@ -86,6 +87,7 @@ def track_noise(
         max_examples: Of each probe.
         micro_batch_size: Of each probe.
         time_budget_seconds: For training and probes together.
+        trust_loss: See `measure_noise`.
         seed: Of the data order and the draws.
         progress: Called with (fraction done, what is being done).
         clock: Monotonic seconds.
@@ -95,6 +97,7 @@ def track_noise(
 
     Raises:
         ValueError: If an option is out of range.
+        CoupledLoss: See `measure_noise`.
         TaskError: If a probe fails, see `measure_noise`. A run that diverges is a status.
 
     References:
@@ -103,7 +106,7 @@ def track_noise(
     """
     check_probe_options(precision, max_examples, micro_batch_size, time_budget_seconds)
     size = _checked(task, steps, batch_size, probes)
-    task.check()
+    check_task(task, trust_loss=trust_loss, seed=seed)
     limit = _limited(steps, time_budget_seconds, clock)
     taken: list[_Probe] = []
     healthy = True

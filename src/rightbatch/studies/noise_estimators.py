@@ -12,8 +12,6 @@ from rightbatch.studies.noise_figures import drawings
 from rightbatch.studies.noise_run import (
     AVERAGING,
     FULL,
-    MONITOR_EVERY,
-    MONITOR_EXAMPLES,
     QUICK,
     Course,
     Look,
@@ -189,7 +187,7 @@ def extra_examples(looks: Sequence[Look], course: Course) -> dict[str, int]:
         "consecutive_frozen": stored[stored_name(course.stored[-1])],
         "two_runs": course.steps[-1] * course.batch_size,
         "probe": probed,
-        "monitor": MONITOR_EXAMPLES * course.steps[-1] // MONITOR_EVERY,
+        "monitor": 0,  # it looks at gradients that training makes anyway
     }
 
 

@@ -34,7 +34,6 @@ AVERAGING = (
 )
 DECAY, SLOW_DECAY = 0.99, 0.999
 MOMENTUM_DECAY = 0.9  # of Adam's first moment
-MONITOR_EXAMPLES = 8  # of a measured batch, differentiated once more
 MONITOR_EVERY = 2  # steps; fixed, so that the study repeats: the default follows the clock
 
 
@@ -225,7 +224,7 @@ def _follow(
             for _ in range(step, until):
                 batch = next(batches)
                 followers.see(_gradient(task, batch))
-                monitor.observe(course.batch_size, batch=batch)
+                monitor.observe(course.batch_size)
                 task.optimizer.step()
         state = monitor.state_dict()
         tick(course.steps[-1] + until, "training, watching, measuring")
@@ -251,8 +250,6 @@ def _monitor(task: rb.Task, state: dict[str, Any] | None) -> rb.NoiseMonitor:
         task.model,
         task.optimizer,
         every=MONITOR_EVERY,
-        examples=MONITOR_EXAMPLES,
-        loss=lambda model, batch: task.loss(batch)[0],
     )
     if state is not None:
         monitor.load_state_dict(state)
