@@ -9,7 +9,7 @@ where it holds to rounding or not at all:
 
     g_16 = a g_8 + a' g_8'        g_8 = c g_4 + c' g_4'        a = 8/16, c = 4/8
 
-Other positive shares than those of the units are no coupling: the loss sums, or averages over
+Other shares than those of the units are no coupling: the loss sums, or averages over
 units that were not named. What is outside the span of the parts is.
 """
 
@@ -320,9 +320,9 @@ def _gram(left: Sequence[Gradient], right: Sequence[Gradient]) -> Floats:
 
 
 def _fitted(gram: Floats) -> Floats:
-    """Return the shares of two parts that come nearest to the whole; none below zero."""
+    """Return the shares of two parts that come nearest to the whole."""
     shares, *_ = np.linalg.lstsq(gram[1:, 1:], gram[0, 1:], rcond=1e-6)
-    return np.maximum(shares, 0.0)
+    return shares
 
 
 def _rest(gram: Floats, shares: Floats) -> float:

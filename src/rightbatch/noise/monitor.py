@@ -72,7 +72,9 @@ class NoiseMonitor:
     the batch size needs no change here. Steps with NaN or infinity are left out and counted.
 
     Traps: the average lags behind by about its half-life. With BatchNorm in train mode the
-    micro-batch is the unit. Clipping before `observe` shows the clipped gradient.
+    micro-batch is the unit. Clipping before `observe` shows the clipped gradient. Single examples
+    are seen in the model's forward pass: a penalty on weights that is part of the loss belongs
+    into the optimizer (``weight_decay``).
 
     Args:
         model: The module whose forward pass the loop calls: with its data-parallel wrapper.
