@@ -148,12 +148,12 @@ def test_random_draws_raise_no_alarm(seed: int) -> None:
 
 DRAWS: list[Callable[[nn.Module, Any], Tensor]] = [
     lambda model, batch: plain(model, batch) * (1 + torch.rand(())),
-    lambda model, batch: plain(model, batch) * (1 + (torch.rand(()) < 0.3)),
+    lambda model, batch: plain(model, (batch[0] + (torch.rand(()) < 0.15), batch[1])),
     lambda model, batch: plain(model, (batch[0] + 0.02 * torch.randn(()), batch[1])),
     lambda model, batch: plain(model, (batch[0] * torch.rand(1, 3), batch[1])) * len(batch[0]),
-    lambda model, batch: weighted(model, (batch[0] * torch.rand(1, 3), batch[1])),
+    lambda model, batch: weighted(model, (batch[0] + 0.1 * torch.randn(()), batch[1])),
 ]
-DRAW_NAMES = ["factor", "rare factor", "shift", "sum", "units not named"]
+DRAW_NAMES = ["factor", "rare shift", "shift", "sum", "units not named"]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -169,7 +169,7 @@ def test_low_precision_raises_no_alarm(float32: None) -> None:
 
     found = check_coupling(task(loss))
     assert found.deviation is not None
-    assert 0 < found.deviation < 0.02
+    assert 0 < found.deviation < 0.005
 
 
 def test_a_loss_that_runs_in_train_mode_only_raises_no_alarm() -> None:
@@ -192,9 +192,9 @@ def test_what_a_module_remembers_raises_no_alarm() -> None:
             super().__init__(3, 4)
             self.register_buffer("passes", torch.zeros(()))
 
-        def forward(self, inputs: Tensor) -> Tensor:
+        def forward(self, input: Tensor) -> Tensor:
             self.passes += 1
-            return super().forward(inputs) * (1 + self.passes)
+            return super().forward(input) * (1 + self.passes)
 
     assert check_coupling(task(plain, Drifting())).deviation == pytest.approx(0.0, abs=1e-6)
 
