@@ -42,7 +42,8 @@ _ENOUGH = 4  # groups, where nothing random hides the answer
 _RANDOM = 1e-3  # |g - g'| over |g| of two passes over one batch: above it, draws differ
 _AGAIN = 0.05  # relative: what is due to no draw comes out again
 _LIMIT = 1e-2  # of a difference over a gradient's length; bfloat16 makes one of 2e-3
-_CHANCE = 1e-5  # of a false alarm, where something random cannot be switched off
+# Of a false alarm, where something random cannot be switched off, for each reading of the units.
+_CHANCES = (1e-5, 1e-5, 1e-2)  # a fit takes its share of every difference, so it may ask less
 
 
 @final
@@ -245,19 +246,20 @@ class _Look:
             again, _ = self._gradients(group, group.indices)
             own, other, across = _gram(first, first), _gram(again, again), _gram(first, again)
             across = (across + across.T) / 2
-            # Whatever units explain best is no coupling.
-            explained = (shares, np.ones(2), _fitted(across))
-            best = min(explained, key=lambda a: abs(_rest(across, a)))
-            lengths = math.sqrt(max(0.0, _rest(own, best) * _rest(other, best)))
-            products.append(_rest(across, best))
-            cosines.append(products[-1] / lengths if lengths > 0 else 0.0)
+            units = (shares, np.ones(2), _fitted(across))  # as named, of a sum, whatever fits
+            products.append([_rest(across, a) for a in units])
+            lengths = [math.sqrt(max(0.0, _rest(own, a) * _rest(other, a))) for a in units]
+            cosines.append(
+                [p / n if n > 0 else 0.0 for p, n in zip(products[-1], lengths, strict=True)]
+            )
             wholes.append(own[0, 0])
-        scale = float(np.mean(wholes))
-        deviation = math.sqrt(max(0.0, float(np.mean(products))) / scale) if scale > 0 else 0.0
+        scale = max(float(np.mean(wholes)), 1e-300)
+        deviations = np.sqrt(np.maximum(0.0, np.mean(products, axis=0)) / scale)
         # Angles, since the lengths differ from group to group for reasons of their own.
-        scatter = float(np.std(cosines, ddof=1)) / math.sqrt(len(groups))
-        far = float(student.ppf(1 - _CHANCE, len(groups) - 1))
-        if deviation > _LIMIT and float(np.mean(cosines)) > far * scatter:
+        scatter = np.std(cosines, axis=0, ddof=1) / math.sqrt(len(groups))
+        far = student.ppf(1 - np.array(_CHANCES), len(groups) - 1)
+        deviation = float(deviations.min())
+        if deviation > _LIMIT and np.all(np.mean(cosines, axis=0) > far * scatter):
             raise CoupledLoss(_refusal(len(groups[0].indices), deviation))
         return deviation, "Parts make up the whole as far as the loss's random draws let see."
 
