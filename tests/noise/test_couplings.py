@@ -194,7 +194,7 @@ def test_what_a_module_remembers_raises_no_alarm() -> None:
 
         def forward(self, input: Tensor) -> Tensor:
             self.passes += 1
-            return super().forward(input) * (1 + self.passes)
+            return super().forward(input + self.passes)
 
     assert check_coupling(task(plain, Drifting())).deviation == pytest.approx(0.0, abs=1e-6)
 

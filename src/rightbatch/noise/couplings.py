@@ -43,7 +43,7 @@ _RANDOM = 1e-3  # |g - g'| over |g| of two passes over one batch: above it, draw
 _AGAIN = 0.05  # relative: what is due to no draw comes out again
 _LIMIT = 1e-2  # of a difference over a gradient's length; bfloat16 makes one of 2e-3
 # Of a false alarm, where something random cannot be switched off, for each reading of the units.
-_CHANCES = (1e-5, 1e-5, 1e-2)  # a fit takes its share of every difference, so it may ask less
+_CHANCES = (1e-5, 1e-2)  # a fit takes its share of every difference, so it may ask less
 
 
 @final
@@ -246,7 +246,7 @@ class _Look:
             again, _ = self._gradients(group, group.indices)
             own, other, across = _gram(first, first), _gram(again, again), _gram(first, again)
             across = (across + across.T) / 2
-            units = (shares, np.ones(2), _fitted(across))  # as named, of a sum, whatever fits
+            units = (shares, _fitted(across))  # as named, or whatever fits: a sum, others
             products.append([_rest(across, a) for a in units])
             lengths = [math.sqrt(max(0.0, _rest(own, a) * _rest(other, a))) for a in units]
             cosines.append(
