@@ -23,7 +23,7 @@ from rightbatch.hardware.meters import meter_for
 from rightbatch.tasks import BUILT_IN
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS = 15
+ROUNDS = 9
 SETTLE = 80  # steps until the monitor has chosen how often to measure
 LIMITS = {"cpu": 1.03, "cuda": 1.01}
 MEMORY_LIMIT = 1.02
@@ -70,7 +70,7 @@ def compare(name: str, task: rb.Task, size: int, accumulate: int = 1) -> dict[st
 
     stretch(SETTLE, watched=True)
     every = monitor.state_dict()["pace"]["every"]
-    steps = max(30, 2 * every)
+    steps = max(30, every)  # one of them is measured, or as many as fit
     stretch(steps, watched=False)
     ratios, peaks, plain_seconds = [], [], []
     for round_index in range(ROUNDS):

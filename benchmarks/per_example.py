@@ -253,7 +253,9 @@ def compare(name: str, rounds: int = ROUNDS) -> dict[str, Any]:
     }
 
 
-def per_example(rounds: int = ROUNDS) -> dict[str, Any]:
+def per_example(
+    say: Callable[[str], None] = lambda _: None, *, rounds: int = ROUNDS
+) -> dict[str, Any]:
     """Compare on every network, on one thread: contention of threads is not what we measure."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
