@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import stdtrit  # pyright: ignore[reportMissingTypeStubs]
+from scipy.stats import binom  # pyright: ignore[reportMissingTypeStubs]
 
 from rightbatch._environment import describe_environment
 from rightbatch.noise.estimators import NoiseEstimate, estimate_noise, two_sizes
@@ -272,7 +273,7 @@ def pooling(say: Callable[[str], None]) -> list[dict[str, Any]]:
     draw = np.random.default_rng(SEED)
     rows = []
     size = 8
-    sizes = np.full((GROUPS * GROUP,), float(size))
+    sizes = np.full(GROUPS * GROUP, float(size))
     for spectrum in SPECTRA:
         for ratio in RATIOS:
             grad_sq = 1 / (ratio * GROUP * size)
@@ -359,7 +360,10 @@ def _summary(rows: list[dict[str, Any]], repeats: int) -> str:
             f"{len(found) - inside - below} above (mean {np.mean(found):.1%}, lowest "
             f"{min(found):.1%}, highest {max(found):.1%})."
         )
-    return " ".join([*sentences, f"Repeats alone scatter by {chance:.1%}."])
+    exact = binom(repeats, 0.95)
+    outside = exact.cdf(0.93 * repeats - 0.5) + exact.sf(0.97 * repeats)
+    sentences.append(f"Repeats scatter by {chance:.1%}: by chance alone {outside:.0%} lie outside.")
+    return " ".join(sentences)
 
 
 def _table(rows: list[dict[str, Any]]) -> list[str]:
