@@ -269,6 +269,11 @@ def test_sizes_stay_within_data_and_batch(
     assert found.examples <= min(256, examples)
 
 
+def test_no_batch_exceeds_the_cap() -> None:
+    found = check_coupling(task(plain, batch_size=1, max_batch_size=1))
+    assert (found.tested, found.sizes) == (False, ())
+
+
 def test_gradients_that_are_not_finite_are_left_to_what_measures() -> None:
     found = check_coupling(task(lambda model, batch: plain(model, batch) * torch.nan))
     assert found.deviation == 0.0
