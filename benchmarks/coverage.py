@@ -47,7 +47,7 @@ SPECTRA = {
 PROBES = (32, 64, 128)  # micro-batches
 RUNS = ((50, None), (200, None), (200, 50.0))  # measured steps, half-life in steps
 SEED = 1000  # of the first cell; the intervals were made with other seeds
-GROUPS, GROUP = 8, 8  # of micro-batches, for averages over groups
+GROUPS, GROUP = 50, 8  # of micro-batches: a run of 50 steps with 8 of them each
 MICRO_BATCHES = 8  # of a monitor's step
 SIZES = (4, 12)  # examples in a micro-batch, lowest and highest
 

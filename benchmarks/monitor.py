@@ -23,7 +23,8 @@ from rightbatch.hardware.meters import meter_for
 from rightbatch.tasks import BUILT_IN
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDS = 9
+ROUNDS = 11
+STRETCH_SECONDS, LEAST_STEPS = 3.0, 30
 SETTLE = 80  # steps until the monitor has chosen how often to measure
 LIMITS = {"cpu": 1.03, "cuda": 1.01}
 MEMORY_LIMIT = 1.02
@@ -32,10 +33,10 @@ Step = Callable[[], None]
 
 
 def training(
-    task: rb.Task, size: int, accumulate: int = 1
+    task: rb.Task, size: int, accumulate: int = 1, every: int | None = None
 ) -> tuple[rb.NoiseMonitor, Callable[[bool], None]]:
     """Return a monitor, and a function that takes one step with or without reporting to it."""
-    monitor = rb.NoiseMonitor(task.model, task.optimizer)
+    monitor = rb.NoiseMonitor(task.model, task.optimizer, every=every)
     batches: Iterator[Any] = task.batches(size)
 
     def step(reports: bool) -> None:
@@ -70,7 +71,11 @@ def compare(name: str, task: rb.Task, size: int, accumulate: int = 1) -> dict[st
 
     stretch(SETTLE, watched=True)
     every = monitor.state_dict()["pace"]["every"]
-    steps = max(30, every)  # one of them is measured, or as many as fit
+    # One measured step in every stretch; measured more often than the monitor chose, never less.
+    seconds, _ = stretch(LEAST_STEPS, watched=False)
+    steps = min(every, max(LEAST_STEPS, round(STRETCH_SECONDS / seconds)))
+    monitor, step = training(task, size, accumulate, steps)
+    stretch(steps, watched=True)
     stretch(steps, watched=False)
     ratios, peaks, plain_seconds = [], [], []
     for round_index in range(ROUNDS):
@@ -179,7 +184,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         low, high = row["ratio_quartiles"]
         lines.append(
             f"| {row['name']}, batch {row['batch_size']} | {row['small_gradients']} | "
-            f"{row['every']} steps | {1e3 * row['step_seconds']:.1f} ms | "
+            f"{row['every']} steps (timed at {row['steps_in_a_round']}) | "
+            f"{1e3 * row['step_seconds']:.1f} ms | "
             f"{row['ratio']:.3f} ({low:.3f} to {high:.3f}) | {row['peak_memory_ratio']:.3f} |"
         )
     limits = ", ".join(f"{k} {v}" for k, v in result["limits"].items())

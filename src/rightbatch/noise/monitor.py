@@ -36,6 +36,7 @@ from rightbatch.noise.squares import Squares, named_parameters
 from rightbatch.results import NoiseScale
 from rightbatch.task.preflight import mixes_examples
 
+_ONE_OF, _MOST_EXAMPLES = 64, 8  # single examples of a batch; they take as much of its memory
 _FORGOTTEN = 3  # optimizer steps without a call of `observe` before we say so
 _HALF_LIFE_STEPS = 50  # measured steps that a half-life spans, where none was given
 _STATE_VERSION = 1
@@ -82,7 +83,8 @@ class NoiseMonitor:
         every: Measure every n-th step. Default: as often as ``budget`` allows.
         budget: Share of the training time that measuring may take, in (0, 1).
         examples: Single examples to look at, where no micro-batches or ranks are there. The
-            error of ``|G|^2`` falls with ``1 + 1/examples``, so more than a few change little.
+            error of ``|G|^2`` falls with ``1 + 1/examples``, so more than a few change little,
+            and what is kept of them takes memory. Default: one of 64, at least 1, at most 8.
         half_life_examples: Examples after which a measurement counts half. Default: what 50
             measured steps see.
         loss: ``loss(model, batch)`` -> mean loss. Needed only for models whose single examples
@@ -130,7 +132,7 @@ class NoiseMonitor:
         *,
         every: int | None = None,
         budget: float = 0.01,
-        examples: int = 8,
+        examples: int | None = None,
         half_life_examples: float | None = None,
         loss: Loss | None = None,
         scaler: Scaler | None = None,
@@ -323,12 +325,14 @@ class NoiseMonitor:
                 "mixes them, and a step has one micro-batch only. Accumulate at least two "
                 "micro-batches per step, use GroupNorm, or measure with rightbatch.measure_noise."
             )
+        few = min(_MOST_EXAMPLES, max(1, self._batch_size // _ONE_OF))
+        examples = few if self._examples is None else self._examples
         if self._loss is not None:
             return "extra_pass", ExtraPass(
-                self._model, self._optimizer, squares, self._loss, examples=self._examples
+                self._model, self._optimizer, squares, self._loss, examples=examples
             )
         return "examples", SingleExamples(
-            self._model, squares, examples=self._examples, batch_size=self._batch_size
+            self._model, squares, examples=examples, batch_size=self._batch_size
         )
 
     def _step_ended(self) -> None:
@@ -369,7 +373,7 @@ class NoiseMonitor:
 
 
 def _check_options(
-    every: int | None, budget: float, examples: int, half_life_examples: float | None
+    every: int | None, budget: float, examples: int | None, half_life_examples: float | None
 ) -> None:
     if not 0 < budget < 1:
         raise ValueError(
@@ -378,7 +382,7 @@ def _check_options(
         )
     for name, value, why in (
         ("every", every, "It counts optimizer steps: leave it out to keep to the budget."),
-        ("examples", examples, "It counts single examples: 8 is a good choice."),
+        ("examples", examples, "It counts single examples: leave it out for one of 64."),
         ("half_life_examples", half_life_examples, "Leave it out for 50 measured steps."),
     ):
         if value is not None and not value > 0:

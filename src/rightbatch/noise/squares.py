@@ -134,8 +134,10 @@ def named_parameters(
         >>> [name for name, _ in named_parameters(model, [model.bias, nn.Parameter(model.weight)])]
         ['bias', '(outside the model 1)']
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
+    inner = (
+        m.module for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)
+    )
+    model = next(inner, model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [
         (_unwrapped(names.get(id(parameter), f"(outside the model {index})")), parameter)

@@ -187,7 +187,7 @@ class ExampleSquares:
                 self.reasons[index] = "it was used in several forward passes"
             self._uses[index].append(use)
         for index in behind:
-            if self._metrics is None and self._planned[index] == 1:
+            if self._planned[index] == 1:
                 self._finish(index)
 
     def _finish(self, index: int) -> None:
