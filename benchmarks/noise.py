@@ -107,15 +107,19 @@ def memory(width: int = 2048, depth: int = 4, micro: int = 16) -> dict[str, Any]
         return meter.peak_bytes()
 
     def probe() -> None:
+        rb.measure_noise(task, precision=None, micro_batch_size=micro, trust_loss=True)
+
+    def checked() -> None:
         rb.measure_noise(task, precision=None, micro_batch_size=micro)
 
     accumulate()
-    plain, probed = peak(accumulate), peak(probe)
+    plain, probed, with_check = peak(accumulate), peak(probe), peak(checked)
     return {
         "parameter_bytes": size,
         "plain_peak_bytes": plain,
         "probe_peak_bytes": probed,
         "extra_in_parameter_sizes": (probed - plain) / size,
+        "extra_with_check": (with_check - plain) / size,
     }
 
 
@@ -150,7 +154,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"Peak memory above plain accumulation: {extra['extra_in_parameter_sizes']:.2f} "
-        f"parameter-sized tensors (of {extra['parameter_bytes'] / 2**20:.0f} MiB).",
+        f"parameter-sized tensors (of {extra['parameter_bytes'] / 2**20:.0f} MiB); with the look "
+        f"whether the loss couples examples before it: {extra['extra_with_check']:.2f}.",
         "",
         "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",
     ]
