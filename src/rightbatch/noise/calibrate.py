@@ -242,7 +242,13 @@ def _monitor(known: _Known, sizes: tuple[int, ...], comm: Comm) -> NoiseEstimate
     sizes = tuple(size + 3 * comm.rank for size in sizes)
     total = float(comm.sum(torch.tensor([float(sum(sizes))])).item())
     with NoiseMonitor(
-        model, optimizer, every=1, half_life_examples=math.inf, scaler=scaler, comm=comm
+        model,
+        optimizer,
+        every=1,
+        examples=8,
+        half_life_examples=math.inf,
+        scaler=scaler,
+        comm=comm,
     ) as monitor:
         for _ in range(_STEPS + 1):
             optimizer.zero_grad()
