@@ -3,7 +3,9 @@
 results = on_two_ranks(work, "ddp")      # work(comm_rank, "ddp") -> anything JSON holds
 """
 
+import gc
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -54,4 +56,6 @@ def _rank(rank: int, work: Callable[..., Any], args: tuple[Any, ...], folder: st
         Path(folder, f"{rank}.json").write_text(json.dumps(work(rank, *args)))
         dist.barrier()  # neither leaves while the other may still talk to it
     finally:
+        gc.collect()  # a wrapped model that still refers to the group would outlive it
         dist.destroy_process_group()
+    os._exit(0)  # the group's threads may abort the interpreter's teardown, which is not tested

@@ -3,6 +3,7 @@
 The only file that imports ``torch.distributed``. Everything else is written once, for a `Comm`.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -99,6 +100,7 @@ def launched_group() -> Iterator[Comm]:
         yield default_comm()
         dist.barrier()  # nobody leaves while another may still be talking
     finally:
+        gc.collect()  # a wrapped model that still refers to the group would outlive it
         dist.destroy_process_group()
 
 

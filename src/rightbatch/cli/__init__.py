@@ -26,8 +26,12 @@ def main() -> None:
         code = end.code
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted.\n")
-    if code == INTERRUPTED:
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if code is None:
+        code = 0
+    if isinstance(code, int) and (launched or code == INTERRUPTED):
+        # Of several ranks, the threads of the group may abort the interpreter's teardown.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(INTERRUPTED)
+        os._exit(code)
     sys.exit(code)
