@@ -190,8 +190,8 @@ def test_a_line_that_breaks_leaves_nothing_behind(error: Exception, cache: Path)
 
 
 def test_ctrl_c_passes_and_leaves_nothing_behind(cache: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        locate(FILE, open_url=serving(Response(CONTENT, error=KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt, match="half-way"):
+        locate(FILE, open_url=serving(Response(CONTENT, error=KeyboardInterrupt("half-way"))))
     assert list(cache.iterdir()) == []
 
 

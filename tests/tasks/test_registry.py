@@ -51,7 +51,7 @@ def test_the_download_of_a_built_in_task_tells_its_progress(
         ("", "`rightbatch tasks` lists"),
         (":make", "`rightbatch tasks` lists"),
         ("train.py", r"such as train\.py:make_task"),
-        ("C:/work/train.py", r"such as C:/work/train\.py:make_task"),
+        ("C:/own/train.py", r"such as C:/own/train\.py:make_task"),
     ],
 )
 def test_an_unknown_name_offers_the_nearest(spec: str, advice: str) -> None:

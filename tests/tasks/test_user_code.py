@@ -270,10 +270,10 @@ def test_a_clear_error_of_ours_comes_through_unchanged(folder: Path) -> None:
 
 @pytest.mark.parametrize("when", ["loading", "calling"])
 def test_ctrl_c_passes(folder: Path, when: str) -> None:
-    text = "raise KeyboardInterrupt"
+    text = "raise KeyboardInterrupt('half-way')"
     write(folder / "p_train.py", text if when == "loading" else f"def make_task():\n    {text}")
     before = list(sys.path)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="half-way"):
         load_task("p_train.py:make_task")
     assert sys.path == before
 
