@@ -115,20 +115,27 @@ class ExampleSquares:
         except NotUnderstood as error:
             self._refuse(weights, str(error))
             return
-        del call.output  # its gradient's hook will hold the call: no circle
         served = {id(weight) for weight, _ in wanted}
         self._refuse([w for w in weights if id(w) not in served], "it is used as data")
         for weight, _ in wanted:
             for index in self.weights.behind(weight):
                 self._planned[index] += 1
         layout, shape = self.layouts.of(output), output.shape
-        fired: list[bool] = []
+        served_weights = [weight for weight, _ in wanted]
         seen = _untouched(output, call)
+        # The gradient's hook holds the call: no circle, and none of the batch's own tensors.
+        del call.output
+        call.args, call.kwargs = (), {}
+        waiting = [(call, wanted)]
 
         def hook(grads: Tensor) -> None:
+            if not waiting:
+                self._refuse(served_weights, "two backward passes went through one forward pass")
+                return
+            # Taken out: what the call was given is to be freed as early as without us.
+            first_call, first_wanted = waiting.pop()
             rows = grads.detach().reshape(shape)
-            self._gradient_came(call, layout, wanted, rows, again=bool(fired))
-            fired.append(True)
+            self._gradient_came(first_call, layout, first_wanted, rows)
 
         self.handles.append(seen.register_hook(hook))
 
@@ -162,14 +169,7 @@ class ExampleSquares:
         """Note that a parameter got its gradient."""
         self._arrived[index] += 1
 
-    def _gradient_came(
-        self, call: Call, layout: Layout, wanted: Wanted, grads: Tensor, *, again: bool
-    ) -> None:
-        if again:
-            self._refuse(
-                [w for w, _ in wanted], "two backward passes went through one forward pass"
-            )
-            return
+    def _gradient_came(self, call: Call, layout: Layout, wanted: Wanted, grads: Tensor) -> None:
         if any(tensor._version != version for tensor, version in call.kept):
             self._refuse([w for w, _ in wanted], "its input was changed in place")
             return
