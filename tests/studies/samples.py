@@ -12,6 +12,7 @@ COURSE = Course(
     stored=(10, 100),
     exact_examples=None,
     probe_examples=512,
+    monitor_every=2,
     window=6,
     window_every=2,
     window_examples=100,

@@ -12,7 +12,6 @@ from rightbatch.studies.finder_ways import (
 )
 from rightbatch.studies.noise_run import (
     FULL,
-    MONITOR_EVERY,
     QUICK,
     Course,
     Look,
@@ -31,6 +30,7 @@ COURSE = Course(
     stored=(3, 8),
     exact_examples=None,
     probe_examples=64,
+    monitor_every=2,
     window=5,
     window_every=2,
     window_examples=96,
@@ -124,7 +124,7 @@ def test_the_monitor_goes_on_over_the_looks_in_between() -> None:
     with rb.NoiseMonitor(
         task.model,
         task.optimizer,
-        every=MONITOR_EVERY,
+        every=2,
     ) as monitor:
         for _ in range(12):
             batch = next(batches)
