@@ -101,7 +101,7 @@ class MemoryPoint:
     batch_size: int
     peak_bytes: int | None  # None: it did not finish
     source: str  # "real": executed; "fake": predicted
-    outcome: str  # "ok", "over_budget", "oom", "limit", "slow"
+    outcome: str  # "ok", "over_budget", "oom", "thrash", "limit", "killed", "hang", "slow", "leak"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +110,12 @@ class MemoryProfile:
 
     max_verified_batch_size: int  # largest size executed within the budget; 0: none
     upper_bound: int | None  # no larger size can fit; None: not bounded
-    budget_bytes: int
+    budget_bytes: int  # for all that training holds on the device, as are the peaks
     points: tuple[MemoryPoint, ...]
     status: Status
+    held_bytes: int = 0  # of it, before the first step: weights, buffers, optimizer state
+    units_per_example: float = 1.0  # what the loss averages over, such as tokens
+    notes: tuple[str, ...] = ()  # what the answer assumes, a sentence each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,6 +290,50 @@ class Candidate:
     relative_time: float
     relative_cost: float
     fits: bool
+    devices: int = 1  # that share the batch
+    communication_seconds: float = 0.0  # of step_seconds: adding up the gradients of all devices
+    assumed: bool = False  # communication was not measured: from a bandwidth, or counted as free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """One way to train that no other beats in both time and cost.
+
+    Relative numbers are 1 at the fastest and at the cheapest candidate. Seconds and cost are those
+    of the whole run, known where the steps of today's run are.
+    """
+
+    batch_size: int
+    micro_batch_size: int
+    accumulation_steps: int
+    devices: int
+    relative_time: float
+    relative_cost: float  # device-hours
+    assumed: bool  # see Candidate
+    taken_for: tuple[str, ...] = ()  # of "time" and "cost": the objectives that take this point
+    seconds: float | None = None
+    seconds_low: float | None = None  # 95 %
+    seconds_high: float | None = None
+    cost: float | None = None  # in the currency of the price; needs one
+    meets_limits: bool | None = None  # deadline and budget; None: neither given, or cannot be told
+    steps_allowed: float | None = None  # steps at today's batch size within the limits given ...
+    steps_allowed_low: float | None = None  # ... at 95 %
+    steps_allowed_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostOption:
+    """What staying, a larger batch or more devices costs: once, and in every run."""
+
+    name: str  # "stay", "other batch here" or "more devices"
+    batch_size: int
+    devices: int
+    relative_time: float  # over staying
+    upfront: float
+    running: float | None  # of one run; None: the steps of a run are not known
+    total: float | None  # of the first run
+    break_even_steps: float | None  # of today's steps; None: it costs no less to run than staying
+    break_even_runs: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +342,7 @@ class Current:
 
     batch_size: int
     relative_time: float  # over the plan's time
+    devices: int | None = None  # the fewest that were planned for; None: as many as the plan's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,6 +365,9 @@ class Plan:
     speedup_high: float | None
     reasons: tuple[str, ...]
     status: Status
+    warnings: tuple[str, ...] = ()  # what the plan takes for granted, a sentence each
+    front: tuple[FrontPoint, ...] = ()  # the cheapest first
+    costs: tuple[CostOption, ...] = ()  # where the user named an upfront cost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

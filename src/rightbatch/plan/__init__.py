@@ -1,10 +1,13 @@
 """Judgement: from results to a recommendation, purely.
 
 `critical.py` says at which batch size a run needs twice the fewest steps; `candidates.py` lists
-the ways to train and their times, with their doubt; `choice.py` picks one; `reasons.py` says why.
+the ways to train, `step_model.py` what a step of each takes, `weigh.py` both with their doubt;
+`front.py` keeps what nothing beats in time and cost, `limits.py` and `costs.py` judge it by
+deadline, budget and upfront costs; `choice.py` picks one; `reasons.py` says why.
 """
 
-from rightbatch.plan.choice import check_options, plan
+from rightbatch.plan.choice import plan
 from rightbatch.plan.critical import critical_batch_size
+from rightbatch.plan.options import check_options
 
 __all__ = ["check_options", "critical_batch_size", "plan"]

@@ -1,8 +1,8 @@
 """The ways to train that a plan weighs: their steps, their times, and the doubt in both.
 
 time(b) = steps(b) x step_seconds(b)
-steps(b) = S_min (1 + B_c / b)                          statistics
-step_seconds(b) = accumulation_steps x seconds(micro)   hardware, between measured sizes only
+steps(b) = S_min (1 + B_c / b)                                       statistics
+step_seconds(b) = accumulation_steps x seconds(micro) + all-reduce   hardware, see `step_model`
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rightbatch.plan.step_model import never_falling, pass_seconds
 from rightbatch.results import CriticalBatchSize, MemoryProfile, Status, ThroughputProfile
 
 Floats = NDArray[np.float64]
@@ -21,12 +22,14 @@ _NORMAL_95 = 2 * 1.959964  # width of a 95 % interval in standard deviations
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One batch size, and the micro-batch that makes it fastest."""
+    """One batch size on so many devices, and the micro-batch that makes it fastest."""
 
     batch_size: int
     micro_batch_size: int
     accumulation_steps: int
     fits: bool
+    devices: int = 1
+    communication_seconds: float = 0.0  # per optimizer step
 
 
 def list_ways(
@@ -36,6 +39,7 @@ def list_ways(
     devices: int,
     examples: int | None,
     current_batch_size: int | None,
+    communication_seconds: float = 0.0,
 ) -> tuple[Way, ...]:
     """List batch sizes from the smallest measured one upwards, each with its best micro-batch.
 
@@ -46,6 +50,7 @@ def list_ways(
         devices: Devices that share a batch.
         examples: In one epoch: no batch exceeds it.
         current_batch_size: Listed whatever it is, if it can be made up of measured sizes.
+        communication_seconds: Of an optimizer step on so many devices.
 
     Returns:
         Ways in ascending order of batch size. The largest measured size that does not fit is
@@ -57,7 +62,7 @@ def list_ways(
         cap = memory.max_verified_batch_size
     micros = sorted({*_powers_of_two(measured[-1]), *measured})
     micros = [size for size in micros if size >= measured[0]]
-    seconds = dict(zip(micros, step_seconds(throughput, micros), strict=True))
+    seconds = dict(zip(micros, pass_seconds(throughput, micros), strict=True))
     ways: dict[int, Way] = {}
     sizes = {micro * devices for micro in micros}
     sizes |= {power * devices for power in _powers_of_two(micros[-1] * _ACCUMULATION)}
@@ -72,24 +77,16 @@ def list_ways(
         if splits:
             # A larger micro-batch wins a tie: fewer passes, and less depends on the interpolation.
             best = min(fitting or splits, key=lambda m: (seconds[m] * (share // m), -m))
-            ways[size] = Way(size, best, share // best, bool(fitting))
+            ways[size] = Way(
+                size, best, share // best, bool(fitting), devices, communication_seconds
+            )
     return tuple(ways[size] for size in sorted(ways))
 
 
-def step_seconds(throughput: ThroughputProfile, micro_batch_sizes: list[int]) -> Floats:
-    """Seconds of one pass at each size: linear between measured sizes, never beyond them."""
-    sizes = [point.batch_size for point in throughput.points]
-    return np.interp(micro_batch_sizes, sizes, never_falling(throughput))
-
-
-def never_falling(throughput: ThroughputProfile) -> Floats:
-    """Seconds of one pass at the measured sizes, without what a busy machine added to some.
-
-    A smaller batch takes no longer than a larger one, and a busy machine only ever adds: so a
-    size is at most as slow as every larger one was.
-    """
-    totals = np.array([point.total_seconds for point in throughput.points])
-    return np.minimum.accumulate(totals[::-1])[::-1]
+def step_seconds(ways: tuple[Way, ...], throughput: ThroughputProfile) -> Floats:
+    """Seconds of an optimizer step of each way."""
+    seconds = pass_seconds(throughput, [way.micro_batch_size for way in ways])
+    return seconds * _column(ways, "accumulation_steps") + _column(ways, "communication_seconds")
 
 
 def draw_critical(
@@ -133,13 +130,16 @@ def draw_times(
         [np.log(max(p.high / p.low, 1.0)) if p.low > 0 else 0.0 for p in throughput.points]
     )
     errors = generator.standard_normal((len(critical), len(sizes))) * spread / _NORMAL_95
-    micros = np.array([way.micro_batch_size for way in ways], dtype=float)
-    accumulation = np.array([way.accumulation_steps for way in ways], dtype=float)
-    batches = np.array([way.batch_size for way in ways], dtype=float)
+    micros = _column(ways, "micro_batch_size")
     # Interpolation is linear in the measured times, so it is a matrix: shape [points, ways].
     basis: list[Floats] = [np.interp(micros, sizes, unit) for unit in np.eye(len(sizes))]
     seconds: Floats = (totals * np.exp(errors)) @ np.array(basis)
-    return (1 + critical[:, None] / batches) * seconds * accumulation
+    step = seconds * _column(ways, "accumulation_steps") + _column(ways, "communication_seconds")
+    return (1 + critical[:, None] / _column(ways, "batch_size")) * step
+
+
+def _column(ways: tuple[Way, ...], name: str) -> Floats:
+    return np.array([getattr(way, name) for way in ways], dtype=float)
 
 
 def _powers_of_two(largest: int) -> list[int]:

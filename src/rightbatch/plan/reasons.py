@@ -10,9 +10,20 @@ from rightbatch._format import (
     format_seconds,
 )
 from rightbatch.plan.candidates import Way
+from rightbatch.plan.front_reasons import (
+    devices_words,
+    explain_costs,
+    explain_front,
+    explain_limits,
+    listed,
+)
+from rightbatch.plan.inputs import Inputs
+from rightbatch.plan.options import PlanOptions
 from rightbatch.results import (
     Candidate,
+    CostOption,
     CriticalBatchSize,
+    FrontPoint,
     MemoryProfile,
     Status,
     ThroughputProfile,
@@ -28,55 +39,92 @@ class Speedup:
     high: float | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What was chosen, and what it was chosen from."""
+
+    chosen: Way
+    row: Candidate  # of the chosen way
+    tied: list[int]  # batch sizes that cannot be told from the chosen one
+    candidates: tuple[Candidate, ...]
+    front: tuple[FrontPoint, ...]
+    dominated: tuple[int, ...]  # device counts that another one beats
+    left_out: tuple[int, ...]  # device counts that no batch can be shared by
+    costs: tuple[CostOption, ...]
+    today: int | None
+    speedup: Speedup
+    rate_source: str
+
+
 _BINDING = 1.05  # the first size that does not fit would be this much faster: say so
 
 
-def explain(
-    *,
-    chosen: Way,
-    candidates: tuple[Candidate, ...],
-    tied: list[int],
-    critical: CriticalBatchSize,
-    throughput: ThroughputProfile,
-    memory: MemoryProfile | None,
-    current: int | None,
-    speedup: Speedup,
-    rate_source: str,
-    devices: int,
-    objective: str,
-    price_per_hour: float | None,
-) -> tuple[str, ...]:
+def explain(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[str, ...]:
     """Say what decided, a sentence or two per reason, the strongest first."""
-    row = next(c for c in candidates if c.batch_size == chosen.batch_size)
-    reasons = [
-        *_statistics(critical),
-        _hardware(throughput),
-        f"Batch size {chosen.batch_size} takes {format_number(row.relative_steps)}x the fewest "
-        f"possible steps, at {format_seconds(row.step_seconds)} a step: the least time, or within "
-        "5 % of it.",
+    chosen, row = decision.chosen, decision.row
+    return (
+        *_statistics(inputs.critical),
+        _hardware(inputs.throughput),
+        _size(chosen, row, options),
+        *_ties(decision),
+        *_accumulation(chosen),
+        *explain_front(decision.front, decision.dominated, options),
+        *explain_limits(decision.front, options, chosen.devices, decision.today),
+        *explain_costs(decision.costs, options),
+        *_memory(inputs.memory, decision.candidates, chosen.devices),
+        *_against_today(decision, min(options.devices)),
+        *([f"The learning rate {decision.rate_source}."] if decision.rate_source else []),
+        *_communication(row, options),
+        *_cost(row, options),
+    )
+
+
+def warn(options: PlanOptions, decision: Decision) -> tuple[str, ...]:
+    """Say what the plan takes for granted, a sentence each."""
+    found: list[str] = []
+    if max(options.devices) > 1 and options.allreduce_gbps is None:
+        found.append(
+            "Communication counted as free: the times on several devices are the least possible. "
+            "Name the bandwidth (--allreduce-gbps), in gigabits per second that a device sends."
+        )
+    if decision.left_out:
+        found.append(
+            f"{devices_words(decision.left_out)} cannot share a batch of sizes that were timed "
+            "and fit: left out."
+        )
+    return tuple(found)
+
+
+def _size(chosen: Way, row: Candidate, options: PlanOptions) -> str:
+    steps = format_number(row.relative_steps)
+    where = there = ""
+    if len(options.devices) > 1:
+        where, there = f" on {devices_words((chosen.devices,))}", " there"
+    return (
+        f"Batch size {chosen.batch_size} takes {steps}x the fewest possible steps, at "
+        f"{format_seconds(row.step_seconds)} a step{where}: the least time{there}, or within 5 % "
+        "of it."
+    )
+
+
+def _ties(decision: Decision) -> list[str]:
+    chosen = decision.chosen.batch_size
+    others = [size for size in decision.tied if size != chosen]
+    if not others:
+        return []
+    return [
+        f"Cannot distinguish {chosen} from {listed(others)} (within 5 %, given the intervals): "
+        "the smaller, rounder size is taken."
     ]
-    others = [size for size in tied if size != chosen.batch_size]
-    if others:
-        reasons.append(
-            f"Cannot distinguish {chosen.batch_size} from {_listed(others)} (within 5 %, given the "
-            "intervals): the smaller, rounder size is taken."
-        )
-    if chosen.accumulation_steps > 1:
-        reasons.append(
-            f"Accumulate {chosen.accumulation_steps} micro-batches of {chosen.micro_batch_size}: "
-            "accumulation makes the batch larger, not the device faster."
-        )
-    reasons.extend(_memory(memory, candidates))
-    reasons.extend(_against_today(current, chosen.batch_size, speedup))
-    if rate_source:
-        reasons.append(f"The learning rate {rate_source}.")
-    if devices > 1:
-        reasons.append(
-            f"The {devices} devices are assumed to share the work at no cost: communication was "
-            "not measured."
-        )
-    reasons.extend(_cost(row, devices, objective, price_per_hour))
-    return tuple(reasons)
+
+
+def _accumulation(chosen: Way) -> list[str]:
+    if chosen.accumulation_steps == 1:
+        return []
+    return [
+        f"Accumulate {chosen.accumulation_steps} micro-batches of {chosen.micro_batch_size}: "
+        "accumulation makes the batch larger, not the device faster."
+    ]
 
 
 def _statistics(critical: CriticalBatchSize) -> list[str]:
@@ -108,8 +156,12 @@ def _hardware(throughput: ThroughputProfile) -> str:
     return words + "."
 
 
-def _memory(memory: MemoryProfile | None, candidates: tuple[Candidate, ...]) -> list[str]:
-    better = [c for c in candidates if not c.fits and c.relative_time * _BINDING < 1]
+def _memory(
+    memory: MemoryProfile | None, candidates: tuple[Candidate, ...], devices: int
+) -> list[str]:
+    same = [c for c in candidates if c.devices == devices]
+    best = min((c.relative_time for c in same if c.fits), default=None)
+    better = [c for c in same if best and not c.fits and c.relative_time * _BINDING < best]
     if memory is None or not better:
         return []
     return [
@@ -118,7 +170,8 @@ def _memory(memory: MemoryProfile | None, candidates: tuple[Candidate, ...]) -> 
     ]
 
 
-def _against_today(current: int | None, chosen: int, speedup: Speedup) -> list[str]:
+def _against_today(decision: Decision, here: int) -> list[str]:
+    speedup, current, chosen = decision.speedup, decision.today, decision.chosen
     ratio, low, high = speedup.value, speedup.low, speedup.high
     if current is None:
         return []
@@ -127,29 +180,42 @@ def _against_today(current: int | None, chosen: int, speedup: Speedup) -> list[s
             f"Today's {current} cannot be made up of measured sizes on these devices, so there is "
             "no comparison."
         ]
-    if current == chosen:
+    where = "" if here == chosen.devices else f" on {devices_words((here,))}"
+    if current == chosen.batch_size and not where:
         return [f"That is today's batch size: keep {current}."]
     interval = format_interval(ratio, low, high, number=format_ratio)
     verdict = "" if low > 1 else ", so it may be no faster than today"
     return [
-        f"Against today's {current}, with the rate tuned for each, it is {interval} as fast"
+        f"Against today's {current}{where}, with the rate tuned for each, it is {interval} as fast"
         f"{verdict}."
     ]
 
 
-def _cost(row: Candidate, devices: int, objective: str, price_per_hour: float | None) -> list[str]:
+def _communication(row: Candidate, options: PlanOptions) -> list[str]:
+    if row.devices == 1:
+        return []
+    if options.allreduce_gbps is None:
+        return [
+            f"The {row.devices} devices are assumed to share the work at no cost: communication "
+            "was not measured."
+        ]
+    share = 100 * row.communication_seconds / row.step_seconds
+    return [
+        f"Adding up the gradients of {row.devices} devices is assumed to take "
+        f"{format_seconds(row.communication_seconds)} of each step ({share:.0f} %), at "
+        f"{options.allreduce_gbps:g} gigabits per second and no overlap with computing: it was "
+        "not measured."
+    ]
+
+
+def _cost(row: Candidate, options: PlanOptions) -> list[str]:
     reasons: list[str] = []
-    if objective == "cost":
+    if options.objective == "cost" and len(options.devices) == 1:
         reasons.append("With the number of devices fixed, the least cost is the least time.")
-    if price_per_hour is not None:
-        per_step = row.step_seconds * devices * price_per_hour / 3600
+    if options.price_per_hour is not None:
+        per_step = row.step_seconds * row.devices * options.price_per_hour / 3600
         million = per_step / row.batch_size * 1e6
         reasons.append(
-            f"At {price_per_hour:g} per device-hour, a million examples cost {million:.3g}."
+            f"At {options.price_per_hour:g} per device-hour, a million examples cost {million:.3g}."
         )
     return reasons
-
-
-def _listed(sizes: list[int]) -> str:
-    words = [str(size) for size in sizes]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,139 @@
+"""The front of time against cost, and which of its points each objective takes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rightbatch.plan.limits import RunLength, run_length
+from rightbatch.plan.options import OBJECTIVES, PlanOptions
+from rightbatch.plan.weigh import TIE, Weighed, choose_size
+from rightbatch.results import Candidate, FrontPoint
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """Ways that no other beats in both time and cost, and what becomes of each."""
+
+    indices: tuple[int, ...]  # of the ways, the cheapest first
+    tied: dict[int, list[int]]  # index -> round sizes that cannot be told from its size
+    dominated: tuple[int, ...]  # device counts whose best way another one beats
+    lengths: dict[int, RunLength]  # index -> what the whole run takes
+    taken: dict[str, int]  # objective -> index, without limits
+    chosen: int
+
+
+def find_front(
+    weighed: Weighed,
+    candidates: tuple[Candidate, ...],
+    options: PlanOptions,
+    today: int | None,
+) -> Front:
+    """Keep the best size for each number of devices, as far as no other beats it in both.
+
+    On a fixed number of devices cost is proportional to time, so one size stands for it: the
+    smallest, roundest within 5 % of the fastest.
+
+    Args:
+        weighed: Ways.
+        candidates: The same ways with their numbers.
+        options: Objective and limits.
+        today: Today's batch size, if known.
+    """
+    counts = [d for d in options.devices if weighed.where(d).any()]
+    best = {devices: choose_size(weighed, devices) for devices in counts}
+    rivals = [index for index, _ in best.values()]
+    kept = not_dominated(
+        [(candidates[i].relative_time, candidates[i].relative_cost) for i in rivals]
+    )
+    indices = sorted((rivals[k] for k in kept), key=lambda i: candidates[i].relative_cost)
+    lengths = {i: run_length(weighed, i, options, today) for i in indices}
+    taken = {objective: _take(weighed, indices, objective) for objective in OBJECTIVES}
+    return Front(
+        indices=tuple(indices),
+        tied=dict(best.values()),
+        dominated=tuple(d for d, (index, _) in best.items() if index not in indices),
+        lengths=lengths,
+        taken=taken,
+        chosen=_within_limits(weighed, indices, lengths, taken, options),
+    )
+
+
+def not_dominated(points: list[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other one equals or beats in both; of equals the first.
+
+    Example:
+        >>> not_dominated([(1.0, 4.0), (2.0, 2.0), (3.0, 3.0), (4.0, 1.0), (2.0, 2.0)])
+        [0, 1, 3]
+    """
+
+    def beaten(i: int) -> bool:
+        return any(
+            points[j][0] <= points[i][0]
+            and points[j][1] <= points[i][1]
+            and (points[j] != points[i] or j < i)
+            for j in range(len(points))
+        )
+
+    return [i for i in range(len(points)) if not beaten(i)]
+
+
+def _take(weighed: Weighed, indices: list[int], objective: str) -> int:
+    """Of the points within 5 % of the least, the one with the fewest devices.
+
+    Fewer devices cost less where the times are the same, and take a smaller batch where the
+    costs are.
+    """
+    amounts = weighed.times[:, indices]
+    if objective == "cost":
+        amounts = amounts * weighed.devices[indices]
+    expected = (amounts / amounts.min(axis=1)[:, None]).mean(axis=0)
+    near = np.flatnonzero(expected <= (1 + TIE) * expected.min())
+    return min((indices[k] for k in near), key=lambda i: weighed.ways[i].devices)
+
+
+def _within_limits(
+    weighed: Weighed,
+    indices: list[int],
+    lengths: dict[int, RunLength],
+    taken: dict[str, int],
+    options: PlanOptions,
+) -> int:
+    """Take the objective's point among those that meet the limits, or come nearest to them."""
+    meeting = [i for i in indices if lengths[i].meets_limits]
+    if meeting:
+        return _take(weighed, meeting, options.objective)
+    judged = any(length.meets_limits is not None for length in lengths.values())
+    if judged and options.max_cost is None:
+        return taken["time"]
+    if judged and options.deadline_seconds is None:
+        return taken["cost"]
+    return taken[options.objective]
+
+
+def front_points(front: Front, candidates: tuple[Candidate, ...]) -> tuple[FrontPoint, ...]:
+    """Write the front as results, the cheapest first."""
+    return tuple(_point(front, candidates[i], i) for i in front.indices)
+
+
+def _point(front: Front, candidate: Candidate, index: int) -> FrontPoint:
+    length = front.lengths[index]
+    low, middle, high = length.seconds or (None, None, None)
+    least, steps, most = length.steps_allowed or (None, None, None)
+    return FrontPoint(
+        batch_size=candidate.batch_size,
+        micro_batch_size=candidate.micro_batch_size,
+        accumulation_steps=candidate.accumulation_steps,
+        devices=candidate.devices,
+        relative_time=candidate.relative_time,
+        relative_cost=candidate.relative_cost,
+        assumed=candidate.assumed,
+        taken_for=tuple(name for name in OBJECTIVES if front.taken[name] == index),
+        seconds=middle,
+        seconds_low=low,
+        seconds_high=high,
+        cost=length.cost,
+        meets_limits=length.meets_limits,
+        steps_allowed=steps,
+        steps_allowed_low=least,
+        steps_allowed_high=most,
+    )

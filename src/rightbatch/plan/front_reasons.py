@@ -1,0 +1,164 @@
+"""The front, its limits and its costs in plain words."""
+
+from collections.abc import Sequence
+
+from rightbatch._format import (
+    format_count,
+    format_interval,
+    format_number,
+    format_ratio,
+    format_seconds,
+)
+from rightbatch.plan.options import PlanOptions
+from rightbatch.results import CostOption, FrontPoint
+
+_OBJECTIVE_WORDS = {"time": "the least time", "cost": "the least cost"}
+
+
+def explain_front(
+    front: tuple[FrontPoint, ...],
+    dominated: tuple[int, ...],
+    options: PlanOptions,
+) -> list[str]:
+    """Say which point each objective takes and why, where there is more than one count."""
+    if len(front) + len(dominated) < 2:
+        return []
+    reasons = [_taken(front, objective, options) for objective in _OBJECTIVE_WORDS]
+    if dominated:
+        reasons.append(
+            f"Not on the front: {devices_words(dominated)}. Another count is as fast and costs "
+            "less."
+        )
+    return reasons
+
+
+def _taken(front: tuple[FrontPoint, ...], objective: str, options: PlanOptions) -> str:
+    point = next(p for p in front if objective in p.taken_for)
+    fastest = min(front, key=lambda p: p.relative_time)
+    cheapest = min(front, key=lambda p: p.relative_cost)
+    best = fastest if objective == "time" else cheapest
+    least = _OBJECTIVE_WORDS[objective]
+    words = f"For {objective}: {point_words(point)}, {least} on the front"
+    if point is not best:
+        saves = "costs less" if objective == "time" else "uses fewer devices"
+        words = (
+            f"For {objective}: {point_words(point)}, within 5 % of {least} "
+            f"({point_words(best)}), and {saves}"
+        )
+    other = cheapest if objective == "time" else fastest
+    if other is not point:
+        time = format_ratio(point.relative_time / other.relative_time)
+        cost = format_ratio(point.relative_cost / other.relative_cost)
+        than = "the cheapest" if objective == "time" else "the fastest"
+        words += f"; {time} the time and {cost} the cost of {than}"
+    return f"{words}{' (the objective asked for)' if objective == options.objective else ''}."
+
+
+def explain_limits(
+    front: tuple[FrontPoint, ...], options: PlanOptions, chosen_devices: int, today: int | None
+) -> list[str]:
+    """Say what deadline and budget change, or how long a run they allow."""
+    if not options.limited:
+        return []
+    limits = limits_words(options)
+    if options.steps_today is None:
+        return [_allowed(front, limits, today)]
+    chosen = next(p for p in front if p.devices == chosen_devices)
+    free = next(p for p in front if options.objective in p.taken_for)
+    if not any(p.meets_limits for p in front):
+        return [
+            f"No point of the front keeps {limits}: {point_words(chosen)} comes nearest, with "
+            f"{_length(chosen)}."
+        ]
+    words = f"With {limits}: {point_words(chosen)}, {_length(chosen)}"
+    if chosen is free:
+        words += f"; without, the objective {options.objective} takes the same"
+    else:
+        time = format_ratio(chosen.relative_time / free.relative_time)
+        cost = format_ratio(chosen.relative_cost / free.relative_cost)
+        words += (
+            f"; without, the objective {options.objective} takes {point_words(free)}: this takes "
+            f"{time} its time and {cost} its cost"
+        )
+    late = options.deadline_seconds is not None and (
+        (chosen.seconds_high or 0.0) > options.deadline_seconds
+    )
+    return [f"{words}. It may still be late, as the interval says." if late else f"{words}."]
+
+
+def limits_words(options: PlanOptions) -> str:
+    """Name the deadline and the budget."""
+    words: list[str] = []
+    if options.deadline_seconds is not None:
+        words.append(f"a deadline of {format_seconds(options.deadline_seconds)}")
+    if options.max_cost is not None:
+        words.append(f"a budget of {options.max_cost:g}")
+    return " and ".join(words)
+
+
+def _allowed(front: tuple[FrontPoint, ...], limits: str, today: int | None) -> str:
+    each = [
+        f"{format_interval(p.steps_allowed, p.steps_allowed_low, p.steps_allowed_high)} with "
+        f"{point_words(p)}"
+        for p in front
+    ]
+    kept = f"{limits[0].upper()}{limits[1:]} can be kept if the run needs, "
+    if today is None:
+        return (
+            f"{kept}at a batch so large that more would save no step, at most {'; '.join(each)}. "
+            "To have it judged, give today's batch size (Task(batch_size=...)) and the steps of "
+            "today's run (--steps-today)."
+        )
+    return (
+        f"{kept}at today's batch size {today}, at most this many steps: {'; '.join(each)}. "
+        "Give the steps of today's run (--steps-today) to have it judged."
+    )
+
+
+def _length(point: FrontPoint) -> str:
+    """Seconds and cost of the whole run, in words."""
+    words = format_interval(
+        point.seconds, point.seconds_low, point.seconds_high, number=format_seconds
+    )
+    return words if point.cost is None else f"{words}, {format_number(point.cost, 3)} to pay"
+
+
+def explain_costs(costs: tuple[CostOption, ...], options: PlanOptions) -> list[str]:
+    """Say when what is paid once is earned back, for each way that is not staying."""
+    if options.upfront_costs and not costs:
+        return [
+            "Upfront costs cannot be weighed: today's batch size is not known, or cannot be made "
+            "up of measured sizes on the fewest devices."
+        ]
+    return [_earned_back(option) for option in costs if option.name != "stay"]
+
+
+def _earned_back(option: CostOption) -> str:
+    what = f"{devices_words((option.devices,))} with batch size {option.batch_size}"
+    words = f"{what[0].upper()}{what[1:]} cost{'s' if option.devices == 1 else ''} "
+    words += f"{format_number(option.upfront, 3)} once"
+    if option.break_even_steps is None:
+        return (
+            f"{words} and no less to run than staying: it never pays in money, but takes "
+            f"{format_ratio(option.relative_time)} the time."
+        )
+    steps = f"{format_number(option.break_even_steps)} of today's steps"
+    if option.break_even_runs is not None:
+        steps = f"{format_number(option.break_even_runs)} runs ({steps})"
+    return f"{words}, earned back after {steps}, in {format_ratio(option.relative_time)} the time."
+
+
+def point_words(point: FrontPoint) -> str:
+    """Name a point of the front."""
+    return f"{devices_words((point.devices,))} with batch size {format_count(point.batch_size)}"
+
+
+def devices_words(counts: tuple[int, ...]) -> str:
+    """Write device counts: "1 device", "2 and 4 devices"."""
+    return f"{listed(counts)} {'device' if counts == (1,) else 'devices'}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Write numbers in a row: "1, 2 and 4"."""
+    words = [str(number) for number in numbers]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,76 @@
+"""What a deadline and a budget allow: seconds and cost of a run whose steps are known.
+
+S_min = steps_today / (1 + B_c / B_today), and seconds = S_min x (seconds per minimal step).
+Without the steps of today's run the question is turned round: how many may it need?
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rightbatch.errors import CannotPlan
+from rightbatch.plan.options import PlanOptions
+from rightbatch.plan.weigh import Weighed
+
+Floats = NDArray[np.float64]
+
+_SECONDS_PER_HOUR = 3600
+_QUANTILES = (0.025, 0.5, 0.975)
+
+
+@dataclass(frozen=True, slots=True)
+class RunLength:
+    """What one way takes for the whole run, or how long the run may be. ``None``: not known."""
+
+    seconds: tuple[float, float, float] | None  # low, middle, high
+    cost: float | None
+    meets_limits: bool | None
+    steps_allowed: tuple[float, float, float] | None  # low, middle, high
+
+
+def run_length(weighed: Weighed, way: int, options: PlanOptions, today: int | None) -> RunLength:
+    """Reckon what the whole run takes, and whether the limits allow it.
+
+    Args:
+        weighed: Ways.
+        way: Index of one.
+        options: Steps of today's run, price, deadline and budget.
+        today: Today's batch size. Without it, steps are counted as the fewest possible.
+
+    Raises:
+        CannotPlan: If today's steps were given, but not the batch size that they are of.
+    """
+    if options.steps_today is not None and today is None:
+        raise CannotPlan(
+            f"`steps_today` counts steps at today's batch size, got {options.steps_today:g} and no "
+            "batch size. Give it to the task: Task(..., batch_size=...)."
+        )
+    # Seconds for each step of today's run, shape [draws].
+    each = weighed.times[:, way]
+    if today is not None:
+        each = each / (1 + weighed.critical / today)
+    devices = weighed.ways[way].devices
+    most = longest_seconds(options, devices)
+    if options.steps_today is None:
+        allowed = None if most is None else _three(most / each)
+        return RunLength(None, None, None, allowed)
+    seconds = _three(options.steps_today * each)
+    cost = None
+    if options.price_per_hour is not None:
+        cost = seconds[1] * devices * options.price_per_hour / _SECONDS_PER_HOUR
+    meets = None if most is None else seconds[1] <= most
+    return RunLength(seconds, cost, meets, None if most is None else _three(most / each))
+
+
+def longest_seconds(options: PlanOptions, devices: int) -> float | None:
+    """Return the longest run that deadline and budget allow on so many devices."""
+    limits = [] if options.deadline_seconds is None else [options.deadline_seconds]
+    if options.max_cost is not None and options.price_per_hour is not None:
+        limits.append(_SECONDS_PER_HOUR * options.max_cost / (devices * options.price_per_hour))
+    return min(limits, default=None)
+
+
+def _three(draws: Floats) -> tuple[float, float, float]:
+    low, middle, high = (float(q) for q in np.quantile(draws, _QUANTILES))
+    return low, middle, high
