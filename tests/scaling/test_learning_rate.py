@@ -7,7 +7,7 @@ import pytest
 
 from rightbatch.scaling import ScalingRule, default_rule, scale_learning_rate
 
-RULES: list[ScalingRule] = ["linear", "sqrt", "saturating"]
+RULES: list[ScalingRule] = ["linear", "sqrt", "saturating", "adascale", "surge"]
 SIZES = (1, 7, 64, 1000)
 
 
@@ -50,6 +50,41 @@ def test_saturating_is_linear_without_end_of_noise_and_constant_without_noise() 
     assert scale_learning_rate(0.1, 8, 24, rule="saturating", noise_scale=0.0) == 0.1
 
 
+@pytest.mark.parametrize("from_size", SIZES)
+@pytest.mark.parametrize("to_size", SIZES)
+def test_the_gain_of_adascale_is_the_ratio_of_the_saturating_rule(
+    from_size: int, to_size: int
+) -> None:
+    """Both derivations: sigma^2 is the variance at the first size, mu^2 the squared gradient."""
+    trace_cov, grad_sq = 74.0, 2.0
+    gain = (trace_cov / from_size + grad_sq) / (trace_cov / to_size + grad_sq)
+    scaled = [
+        scale_learning_rate(0.5, from_size, to_size, rule=rule, noise_scale=37.0)
+        for rule in ("adascale", "saturating")
+    ]
+    assert scaled == pytest.approx([0.5 * gain] * 2, rel=1e-12)
+
+
+def test_surge_is_the_published_peak_at_the_noise_scale() -> None:
+    """lr(B) = lr_max / (0.5 (sqrt(Bn/B) + sqrt(B/Bn))): sqrt below, as much above as below."""
+
+    def rate(size: int, noise: float) -> float:
+        return scale_learning_rate(0.1, 64, size, rule="surge", noise_scale=noise)
+
+    for size in SIZES:
+        published = [1 / (0.5 * (math.sqrt(300 / b) + math.sqrt(b / 300))) for b in (64, size)]
+        assert rate(size, 300.0) == pytest.approx(0.1 * published[1] / published[0], rel=1e-12)
+    assert max(range(1, 2000), key=lambda size: rate(size, 300.0)) == 300
+    assert rate(256, math.inf) == 0.2
+    assert rate(256, 1e12) == pytest.approx(0.2, rel=1e-9)
+
+
+@pytest.mark.parametrize("rule", ["adascale", "surge"])
+def test_every_rule_of_noise_asks_for_a_noise_scale(rule: ScalingRule) -> None:
+    with pytest.raises(ValueError, match=f"{rule} rule, got noise_scale=None"):
+        scale_learning_rate(0.1, 8, 16, rule=rule)
+
+
 @pytest.mark.parametrize(
     "name", ["Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "Lion", "Mystery"]
 )
@@ -83,5 +118,5 @@ def test_saturating_asks_for_a_noise_scale(noise: float | None) -> None:
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="linear, sqrt, saturating, got rule='cubic'"):
+    with pytest.raises(ValueError, match="saturating, adascale, surge, got rule='cubic'"):
         scale_learning_rate(0.1, 8, 16, rule="cubic")  # type: ignore[arg-type]
