@@ -1,7 +1,7 @@
 """The whole loop: every instrument in turn, then the plan. No arithmetic of its own."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -13,7 +13,7 @@ from rightbatch.errors import ResultsError
 from rightbatch.hardware import measure_memory, measure_throughput
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
-from rightbatch.plan import check_options, critical_batch_size, plan
+from rightbatch.plan import check_options, check_today, critical_batch_size, plan
 from rightbatch.report import render_html, render_text
 from rightbatch.results import Plan, Results, Status, ThroughputProfile
 from rightbatch.task import Task
@@ -92,8 +92,13 @@ def find(
     task: Task,
     *,
     objective: str = "time",
-    devices: int = 1,
+    devices: int | Sequence[int] = 1,
     price_per_hour: float | None = None,
+    allreduce_gbps: float | None = None,
+    deadline_seconds: float | None = None,
+    max_cost: float | None = None,
+    steps_today: float | None = None,
+    upfront_costs: Mapping[str, float] | None = None,
     time_budget_seconds: float = 60.0,
     seed: int = 0,
     on_part: Callable[[Findings], None] | None = None,
@@ -111,8 +116,13 @@ def find(
     Args:
         task: What is trained; left bit for bit as it was.
         objective: "time" or "cost".
-        devices: Devices that will share a batch.
+        devices: Devices that will share a batch, or the counts to choose from.
         price_per_hour: Of one device.
+        allreduce_gbps: Gigabits per second between devices; see `plan`, also for the four below.
+        deadline_seconds: The longest that the whole run may take.
+        max_cost: The most that the whole run may cost.
+        steps_today: Optimizer steps of the whole run at today's batch size.
+        upfront_costs: What is paid once, "per_device" and for "retuning".
         time_budget_seconds: For everything together.
         seed: Of every draw.
         on_part: Called with all findings so far after each part, so that an interrupted run
@@ -128,7 +138,18 @@ def find(
         ValueError: If the time budget is not positive.
         CannotPlan: If an option is out of range, or no batch size fits.
     """
-    check_options(objective, devices, price_per_hour)
+    options: dict[str, Any] = {
+        "objective": objective,
+        "devices": devices,
+        "price_per_hour": price_per_hour,
+        "allreduce_gbps": allreduce_gbps,
+        "deadline_seconds": deadline_seconds,
+        "max_cost": max_cost,
+        "steps_today": steps_today,
+        "upfront_costs": upfront_costs,
+    }
+    check_options(**options)
+    check_today(steps_today, task.batch_size)
     if not (math.isfinite(time_budget_seconds) and time_budget_seconds > 0):
         raise ValueError(
             f"`time_budget_seconds` must be positive and finite, got {time_budget_seconds}. "
@@ -144,11 +165,6 @@ def find(
     micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)
     run.part("track", track_noise, micro_batch_size=micro, trust_loss=True)
-    options: dict[str, Any] = {
-        "objective": objective,
-        "devices": devices,
-        "price_per_hour": price_per_hour,
-    }
     provisional = plan(run.findings, **options)
     run.learning_rate(provisional)
     final_plan = plan(run.findings, **options)

@@ -15,18 +15,26 @@ from rightbatch._format import format_bytes
 from rightbatch._time import Progress as ReportProgress
 from rightbatch.cli.calibration import calibrate_here, show_calibration
 from rightbatch.cli.options import (
+    AllReduce,
     BatchSize,
     Budget,
+    DeadlineOption,
     Devices,
     Json,
+    MaxCost,
     Objective,
     ObjectiveOption,
     Output,
     Price,
     ResultsFile,
     Seed,
+    StepsToday,
     TaskName,
     Traceback,
+    UpfrontPerDevice,
+    UpfrontRetuning,
+    device_counts,
+    upfront_costs,
 )
 from rightbatch.cli.session import Session, progress_bar, words
 from rightbatch.cli.session import session as open_session
@@ -55,8 +63,14 @@ app.command("study")(study_command)
 def find_command(
     task: TaskName,
     objective: ObjectiveOption = Objective.TIME,
-    devices: Devices = 1,
+    devices: Devices = "1",
     price_per_hour: Price = None,
+    allreduce_gbps: AllReduce = None,
+    deadline: DeadlineOption = None,
+    max_cost: MaxCost = None,
+    steps_today: StepsToday = None,
+    upfront_cost_per_device: UpfrontPerDevice = None,
+    upfront_cost_retuning: UpfrontRetuning = None,
     time_budget: Budget = 60.0,
     seed: Seed = 0,
     output: Output = None,
@@ -70,8 +84,13 @@ def find_command(
             find(
                 load_task(task, progress=progress),
                 objective=objective,
-                devices=devices,
+                devices=device_counts(devices),
                 price_per_hour=price_per_hour,
+                allreduce_gbps=allreduce_gbps,
+                deadline_seconds=deadline,
+                max_cost=max_cost,
+                steps_today=steps_today,
+                upfront_costs=upfront_costs(upfront_cost_per_device, upfront_cost_retuning),
                 time_budget_seconds=time_budget,
                 seed=seed,
                 on_part=session.keep,
@@ -224,8 +243,14 @@ def lr_command(
 def plan_command(
     results: ResultsFile,
     objective: ObjectiveOption = Objective.TIME,
-    devices: Devices = 1,
+    devices: Devices = "1",
     price_per_hour: Price = None,
+    allreduce_gbps: AllReduce = None,
+    deadline: DeadlineOption = None,
+    max_cost: MaxCost = None,
+    steps_today: StepsToday = None,
+    upfront_cost_per_device: UpfrontPerDevice = None,
+    upfront_cost_retuning: UpfrontRetuning = None,
     output: Output = None,
     as_json: Json = False,
     traceback: Traceback = False,
@@ -235,7 +260,15 @@ def plan_command(
         _refuse_energy(objective)
         findings = load(results)
         again = plan(
-            findings, objective=objective.value, devices=devices, price_per_hour=price_per_hour
+            findings,
+            objective=objective.value,
+            devices=device_counts(devices),
+            price_per_hour=price_per_hour,
+            allreduce_gbps=allreduce_gbps,
+            deadline_seconds=deadline,
+            max_cost=max_cost,
+            steps_today=steps_today,
+            upfront_costs=upfront_costs(upfront_cost_per_device, upfront_cost_retuning),
         )
         session.keep(replace(findings, plan=again))
 

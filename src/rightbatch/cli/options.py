@@ -1,6 +1,7 @@
 """The options that the commands share, each with its check and its help."""
 
 import math
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,38 @@ def _at_least_one(value: int) -> int:
     return value
 
 
+def device_counts(text: str) -> tuple[int, ...]:
+    """Read ``4`` or ``1,2,4,8``."""
+    counts: list[int] = []
+    for part in text.split(","):
+        try:
+            count = int(part)
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"must be whole numbers with commas, got {text!r}. Write 4 or 1,2,4,8."
+            ) from error
+        counts.append(_at_least_one(count))
+    return tuple(counts)
+
+
+def _checked_counts(text: str) -> str:
+    device_counts(text)
+    return text
+
+
+_UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+def _duration_seconds(text: str) -> float:
+    """Read ``90``, ``90s``, ``30m``, ``1h`` or ``2d`` as seconds."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text.lower())
+    if found is None or found[2] not in _UNIT_SECONDS or float(found[1]) == 0:
+        raise typer.BadParameter(
+            f"must be a duration above zero, got {text!r}. Write 90s, 30m, 1h or 2d."
+        )
+    return float(found[1]) * _UNIT_SECONDS[found[2]]
+
+
 def _not_negative(value: int) -> int:
     if value < 0:
         raise typer.BadParameter(f"must not be negative, got {value}. Any whole number will do.")
@@ -36,6 +69,12 @@ def _positive(value: float | None) -> float | None:
     return value
 
 
+def upfront_costs(per_device: float | None, retuning: float | None) -> dict[str, float]:
+    """Gather what was named of the costs that are paid once."""
+    named = {"per_device": per_device, "retuning": retuning}
+    return {name: cost for name, cost in named.items() if cost is not None}
+
+
 TaskName = Annotated[
     str,
     typer.Argument(
@@ -47,7 +86,55 @@ TaskName = Annotated[
 ResultsFile = Annotated[Path, typer.Argument(metavar="RESULTS.json")]
 ObjectiveOption = Annotated[Objective, typer.Option(help="What to minimise.")]
 Devices = Annotated[
-    int, typer.Option(callback=_at_least_one, help="Devices that will share a batch.")
+    str,
+    typer.Option(
+        metavar="N[,N...]",
+        callback=_checked_counts,
+        help="Devices that will share a batch; several counts to choose from: 1,2,4,8.",
+    ),
+]
+AllReduce = Annotated[
+    float | None,
+    typer.Option(
+        "--allreduce-gbps",
+        callback=_positive,
+        help="Gigabits per second that a device sends while gradients are added up.",
+    ),
+]
+DeadlineOption = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline",
+        metavar="DURATION",
+        parser=_duration_seconds,
+        help="Longest time for the whole run: 90s, 30m, 1h, 2d.",
+    ),
+]
+MaxCost = Annotated[
+    float | None,
+    typer.Option(callback=_positive, help="Most that the whole run may cost; needs the price."),
+]
+StepsToday = Annotated[
+    float | None,
+    typer.Option(
+        callback=_positive, help="Optimizer steps of the whole run at today's batch size."
+    ),
+]
+UpfrontPerDevice = Annotated[
+    float | None,
+    typer.Option(
+        "--upfront-cost-per-device",
+        callback=_positive,
+        help="Paid once for each device beyond the fewest; needs the price.",
+    ),
+]
+UpfrontRetuning = Annotated[
+    float | None,
+    typer.Option(
+        "--upfront-cost-retuning",
+        callback=_positive,
+        help="Paid once for changing the batch size; needs the price.",
+    ),
 ]
 Price = Annotated[
     float | None, typer.Option(callback=_positive, help="Price of one device-hour, any currency.")

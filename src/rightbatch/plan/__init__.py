@@ -8,6 +8,6 @@ deadline, budget and upfront costs; `choice.py` picks one; `reasons.py` says why
 
 from rightbatch.plan.choice import plan
 from rightbatch.plan.critical import critical_batch_size
-from rightbatch.plan.options import check_options
+from rightbatch.plan.options import check_options, check_today
 
-__all__ = ["check_options", "critical_batch_size", "plan"]
+__all__ = ["check_options", "check_today", "critical_batch_size", "plan"]

@@ -8,7 +8,7 @@ import numpy as np
 from rightbatch.plan.costs import compare_costs
 from rightbatch.plan.front import find_front, front_points
 from rightbatch.plan.inputs import Inputs, sort_results
-from rightbatch.plan.options import PlanOptions, check_options
+from rightbatch.plan.options import PlanOptions, check_options, check_today
 from rightbatch.plan.rates import suggest_learning_rate
 from rightbatch.plan.reasons import Decision, Speedup, explain, warn
 from rightbatch.plan.weigh import Weighed, list_candidates, near_best, weigh
@@ -98,6 +98,7 @@ def plan(
 def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     facts = inputs.task
     today = facts.batch_size if facts else None
+    check_today(options.steps_today, today)
     weighed = weigh(inputs, options)
     candidates = list_candidates(weighed, inputs.throughput)
     front = find_front(weighed, candidates, options, today)

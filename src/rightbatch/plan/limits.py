@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.errors import CannotPlan
 from rightbatch.plan.options import PlanOptions
 from rightbatch.plan.weigh import Weighed
 
@@ -37,15 +36,7 @@ def run_length(weighed: Weighed, way: int, options: PlanOptions, today: int | No
         way: Index of one.
         options: Steps of today's run, price, deadline and budget.
         today: Today's batch size. Without it, steps are counted as the fewest possible.
-
-    Raises:
-        CannotPlan: If today's steps were given, but not the batch size that they are of.
     """
-    if options.steps_today is not None and today is None:
-        raise CannotPlan(
-            f"`steps_today` counts steps at today's batch size, got {options.steps_today:g} and no "
-            "batch size. Give it to the task: Task(..., batch_size=...)."
-        )
     # Seconds for each step of today's run, shape [draws].
     each = weighed.times[:, way]
     if today is not None:

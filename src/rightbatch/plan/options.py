@@ -75,6 +75,19 @@ def check_options(
     )
 
 
+def check_today(steps_today: float | None, batch_size: int | None) -> None:
+    """Refuse steps of today's run where the batch size that they are of is not known.
+
+    Raises:
+        CannotPlan: If so.
+    """
+    if steps_today is not None and batch_size is None:
+        raise CannotPlan(
+            f"`steps_today` counts steps at today's batch size, got {steps_today:g} and no "
+            "batch size. Give it to the task: Task(..., batch_size=...)."
+        )
+
+
 def _check_objective(objective: str) -> None:
     if objective == "energy":
         raise CannotPlan(
