@@ -1,0 +1,55 @@
+"""Oracle: what a ring sends, by hand (rung 1), and laws of the candidates (rung 4)."""
+
+import pytest
+
+from rightbatch.plan import plan
+from rightbatch.plan.step_model import allreduce_seconds
+from tests.plan.made_up import critical, facts, throughput
+
+
+@pytest.mark.parametrize(("devices", "share"), [(1, 0.0), (2, 1.0), (4, 1.5), (8, 1.75)])
+def test_a_ring_sends_the_gradient_almost_twice(devices: int, share: float) -> None:
+    one_pass = 1000 * 32 / 5e9  # 1,000 parameters of 32 bits, at 5 gigabits a second
+    assert allreduce_seconds(1000, devices, 5.0) == pytest.approx(share * one_pass, rel=1e-12)
+
+
+def test_the_all_reduce_comes_once_a_step_however_much_is_accumulated() -> None:
+    million = facts(parameters=10**6)
+    made = plan(throughput(), critical(1e5), million, devices=[1, 2], allreduce_gbps=3.2)
+    for c in made.candidates:
+        passes = c.accumulation_steps * (0.01 + 0.001 * c.micro_batch_size)
+        expected = 0.01 if c.devices == 2 else 0.0  # 1e6 * 32 bits at 3.2e9 a second, once
+        assert c.communication_seconds == pytest.approx(expected, rel=1e-12)
+        assert c.step_seconds == pytest.approx(passes + expected, rel=1e-9)
+        assert c.batch_size == c.micro_batch_size * c.accumulation_steps * c.devices
+    assert any(c.accumulation_steps > 1 and c.devices == 2 for c in made.candidates)
+
+
+def test_times_on_several_devices_are_marked_as_assumed() -> None:
+    made = plan(throughput(), critical(5000.0), facts(), devices=[1, 4], allreduce_gbps=100.0)
+    assert {(c.devices, c.assumed) for c in made.candidates} == {(1, False), (4, True)}
+    assert {(p.devices, p.assumed) for p in made.front} == {(1, False), (4, True)}
+    assert any("is assumed to take" in r and "100 gigabits" in r for r in made.reasons)
+    assert made.warnings == ()
+
+
+def test_free_communication_is_warned_of() -> None:
+    made = plan(throughput(), critical(5000.0), facts(), devices=[1, 4])
+    assert made.warnings[0].startswith("Communication counted as free")
+    assert all(c.communication_seconds == 0 for c in made.candidates)
+    assert plan(throughput(), critical(5000.0), facts()).warnings == ()
+
+
+def test_slow_links_make_larger_batches_and_fewer_devices() -> None:
+    large = facts(parameters=10**9)
+    fast = plan(throughput(), critical(300.0), large, devices=[1, 8], allreduce_gbps=1e5)
+    slow = plan(throughput(), critical(300.0), large, devices=[1, 8], allreduce_gbps=10.0)
+    assert (fast.devices, slow.devices) == (8, 1)
+    alone = plan(throughput(), critical(300.0), large, devices=8, allreduce_gbps=10.0)
+    assert alone.batch_size > fast.batch_size
+
+
+def test_a_bandwidth_without_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="needs the number of parameters, got 100 and no Task"):
+        plan(throughput(), critical(), devices=2, allreduce_gbps=100.0)
+    assert plan(throughput(), critical(), devices=1, allreduce_gbps=100.0).devices == 1
