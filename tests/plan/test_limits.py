@@ -1,0 +1,151 @@
+"""Oracle: the closed form of a run's length, steps x seconds (rung 1)."""
+
+import pytest
+
+from rightbatch._format import format_ratio
+from rightbatch.plan import plan
+from rightbatch.results import FrontPoint, Plan
+from tests.plan.made_up import critical, facts, throughput
+
+STEPS, TODAY, B_C = 10_000, 16, 300.0
+
+
+def made(*, doubt: bool = False, **options: object) -> Plan:
+    values: dict[str, object] = {"devices": [1, 2, 4], "allreduce_gbps": 100.0, **options}
+    noise = critical(B_C, low=30.0, high=3000.0) if doubt else critical(B_C)
+    return plan(throughput(), noise, facts(batch_size=TODAY, parameters=10**6), **values)  # type: ignore[arg-type]
+
+
+def seconds_of(point: FrontPoint, steps: float = STEPS) -> float:
+    """Steps at today's batch size, carried over by 1 + B_c / b, times a step's seconds."""
+    needed = steps * (1 + B_C / point.batch_size) / (1 + B_C / TODAY)
+    one_pass = 0.01 + 0.001 * point.micro_batch_size
+    adding_up = 2 * (point.devices - 1) / point.devices * 32e6 / 100e9
+    return needed * (point.accumulation_steps * one_pass + adding_up)
+
+
+def test_seconds_and_cost_of_the_run_by_hand() -> None:
+    result = made(steps_today=STEPS, price_per_hour=3.0)
+    assert len(result.front) == 3
+    for point in result.front:
+        seconds = seconds_of(point)
+        assert point.seconds == pytest.approx(seconds, rel=1e-9)
+        assert (point.seconds_low, point.seconds_high) == pytest.approx((seconds, seconds))
+        assert point.cost == pytest.approx(seconds * point.devices * 3.0 / 3600, rel=1e-9)
+        assert point.meets_limits is None
+
+
+def test_doubt_in_the_noise_is_doubt_in_the_seconds() -> None:
+    for point in made(doubt=True, steps_today=STEPS).front:
+        assert point.batch_size > TODAY
+        assert point.seconds_low < point.seconds < point.seconds_high  # type: ignore[operator]
+
+
+def test_without_steps_there_are_no_seconds() -> None:
+    for point in made(price_per_hour=3.0).front:
+        assert (point.seconds, point.cost, point.meets_limits) == (None, None, None)
+        assert point.steps_allowed is None
+
+
+def test_a_deadline_without_steps_says_which_run_keeps_it() -> None:
+    result = made(deadline_seconds=3600.0)
+    for point in result.front:
+        assert point.steps_allowed is not None
+        assert seconds_of(point, point.steps_allowed) == pytest.approx(3600.0, rel=1e-9)
+    (reason,) = (r for r in result.reasons if "deadline of 1 h" in r)
+    assert "at today's batch size 16, at most this many steps" in reason
+    assert "--steps-today" in reason
+    assert result.devices == made().devices
+
+
+def test_without_todays_batch_the_fewest_possible_steps_are_counted() -> None:
+    unknown = facts(batch_size=None, parameters=10**6)
+    result = plan(throughput(), critical(B_C), unknown, deadline_seconds=3600.0)
+    (point,) = result.front
+    fewest = 3600.0 / ((1 + B_C / point.batch_size) * (0.01 + 0.001 * point.batch_size))
+    assert point.steps_allowed == pytest.approx(fewest, rel=1e-9)
+    assert any("Task(batch_size=...)" in r for r in result.reasons)
+
+
+def test_a_budget_without_steps_counts_all_devices() -> None:
+    for point in made(max_cost=5.0, price_per_hour=2.0).front:
+        assert point.steps_allowed is not None
+        seconds = seconds_of(point, point.steps_allowed)
+        assert seconds * point.devices * 2.0 / 3600 == pytest.approx(5.0, rel=1e-9)
+
+
+def test_a_deadline_takes_more_devices_than_the_least_cost_asks_for() -> None:
+    free = made(objective="cost", steps_today=STEPS)
+    assert free.devices == 1
+    one, two, _ = (p.seconds for p in free.front)
+    assert one is not None
+    assert two is not None
+    hurried = made(objective="cost", steps_today=STEPS, deadline_seconds=(one + two) / 2)
+    assert hurried.devices == 2
+    assert [p.meets_limits for p in hurried.front] == [False, True, True]
+    (reason,) = (r for r in hurried.reasons if r.startswith("With a deadline"))
+    cost = hurried.front[1].relative_cost / hurried.front[0].relative_cost
+    assert f"takes 1 device with batch size {hurried.front[0].batch_size}" in reason
+    assert f"{format_ratio(cost)} its cost" in reason
+
+
+def test_a_budget_takes_fewer_devices_than_the_least_time_asks_for() -> None:
+    free = made(steps_today=STEPS, price_per_hour=1.0)
+    assert free.devices == 4
+    _, two, four = (p.cost for p in free.front)
+    assert two is not None
+    assert four is not None
+    saving = made(steps_today=STEPS, price_per_hour=1.0, max_cost=(two + four) / 2)
+    assert saving.devices == 2
+    assert any(r.startswith("With a budget of") for r in saving.reasons)
+
+
+def test_limits_that_change_nothing_say_so() -> None:
+    result = made(steps_today=STEPS, deadline_seconds=1e6)
+    assert result.devices == made().devices
+    assert any("the objective time takes the same" in r for r in result.reasons)
+
+
+@pytest.mark.parametrize(
+    ("options", "devices"),
+    [
+        ({"objective": "cost", "deadline_seconds": 1e-3}, 4),
+        ({"objective": "time", "max_cost": 1e-6, "price_per_hour": 1.0}, 1),
+        ({"max_cost": 1e-6, "deadline_seconds": 1e-3, "price_per_hour": 1.0}, 4),
+    ],
+)
+def test_limits_that_nothing_keeps_take_what_comes_nearest_and_say_so(
+    options: dict[str, object], devices: int
+) -> None:
+    result = made(steps_today=STEPS, **options)
+    assert result.devices == devices
+    assert any(r.startswith("No point of the front keeps") for r in result.reasons)
+
+
+def test_a_deadline_within_the_doubt_is_called_in_doubt() -> None:
+    free = made(doubt=True, steps_today=STEPS)
+    middle = max(p.seconds for p in free.front if "time" in p.taken_for)  # type: ignore[type-var]
+    tight = made(doubt=True, steps_today=STEPS, deadline_seconds=1.01 * middle)  # type: ignore[operator]
+    assert any("It may still be late" in r for r in tight.reasons)
+    loose = made(doubt=True, steps_today=STEPS, deadline_seconds=100 * middle)  # type: ignore[operator]
+    assert not any("It may still be late" in r for r in loose.reasons)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_cost": 4.0}, "`max_cost` needs `price_per_hour`, got max_cost=4 alone"),
+        ({"deadline_seconds": 0.0}, "`deadline_seconds` must be positive and finite, got 0.0"),
+        ({"deadline_seconds": float("nan")}, "must be positive and finite, got nan"),
+        ({"max_cost": -1.0, "price_per_hour": 1.0}, "`max_cost` must be positive"),
+        ({"steps_today": float("inf")}, "`steps_today` must be positive and finite, got inf"),
+    ],
+)
+def test_wrong_limits_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(**options)
+
+
+def test_steps_of_an_unknown_batch_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 100 and no batch size"):
+        plan(throughput(), critical(), steps_today=100)
