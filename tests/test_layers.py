@@ -32,8 +32,9 @@ NUMERICAL = {"torch", "numpy", "scipy"}
 # A study is a user of the public API. Beside it: data that claims are about, and the report's look.
 STUDY_MATERIAL = ("rightbatch.tasks", "rightbatch.report.canvas")
 
-# Optional dependencies, and the only places that may import them.
+# Dependencies, most of them optional, and the only places that may import them.
 OPTIONAL = {
+    "cloudpickle": "hardware/",
     "sklearn": "tasks/digits.py",
     "optuna": "sweep/",
     "ray": "sweep/",

@@ -156,7 +156,7 @@ def find(
             "A minute is enough for most tasks."
         )
     run = _Run(task, Deadline(time_budget_seconds, clock), seed, on_part, progress)
-    memory = run.part("memory", measure_memory)
+    memory = run.part("memory", measure_memory, isolate=False)
     if memory.status is Status.NOTHING_FITS:
         return run.findings
     # A search that ran out of time bounds nothing: then throughput watches the memory itself.

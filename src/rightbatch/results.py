@@ -55,7 +55,10 @@ _SENTENCES = {
         "or measure more examples."
     ),
     Status.PLATEAU: "Larger sizes were not tried: they would no longer be faster per example.",
-    Status.NOTHING_FITS: "Not even one example fits in the memory budget.",
+    Status.NOTHING_FITS: (
+        "Not even the smallest batch fits in memory. Use checkpointing, a lower precision, an "
+        "optimizer with less state or a smaller model, or give it more memory."
+    ),
     Status.DISAGREE: (
         "Cannot tell: repeated measurements disagree by more than a decade. Repeat with more steps."
     ),
@@ -128,6 +131,49 @@ class ThroughputPoint:
     high: float
     load_seconds: float  # getting one batch from the loader, alone
     total_seconds: float  # what a training loop pays: both, as far as they do not overlap
+    idle_share: float | None = None  # of the step: nothing ran, or was ready to; None: not known
+    units: float | None = None  # what a batch weighs: examples, or unmasked tokens ...
+    elements: float | None = None  # ... and what its tensors hold, padding included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopClocks:
+    """Three clocks at one batch size, looked at in turn: loading, computing, the real loop."""
+
+    batch_size: int
+    num_workers: int  # the task's own
+    load_seconds: float  # one batch from the loader, alone
+    step_seconds: float  # a step on a batch that is already there
+    total_seconds: float  # a step of the real loop
+    overlap: float  # share of the shorter one that the loop hides behind the longer one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShares:
+    """Where a step's time goes at one batch size; the three add up to 1."""
+
+    batch_size: int
+    forward: float  # with the loss
+    backward: float
+    optimizer: float  # with clipping, and zeroing the gradients
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPoint:
+    """What loading one batch takes with so many loader processes."""
+
+    num_workers: int
+    load_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepShape:
+    """``step_seconds = (alpha^g + (beta b)^g)^(1/g)``: explains the points, never replaces them."""
+
+    alpha_seconds: float  # what a step takes at the least
+    beta_seconds_per_example: float  # what an example takes in a large batch
+    sharpness: float  # g; 1: a straight line, large: flat up to a knee
+    residual: float  # root mean square of log(measured / fitted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +184,15 @@ class ThroughputProfile:
     alpha_seconds: float  # fixed cost of a step
     beta_seconds_per_example: float
     half_batch_size: float | None  # alpha/beta: half the peak rate; None: beta not resolved
-    bottleneck: str  # "compute", "overhead", "loading", "mixed"
+    bottleneck: str  # "compute", "overhead", "loading", "sync", "padding", "thrashing", "mixed"
     status: Status
+    evidence: str = ""  # the numbers that name the bottleneck, a sentence
+    advice: str = ""  # what to try, a sentence
+    clocks: LoopClocks | None = None  # None: too slow for the time budget
+    shares: StepShares | None = None
+    workers: tuple[WorkerPoint, ...] = ()  # ascending; where loading matters
+    workers_batch_size: int | None = None  # that they loaded
+    shape: StepShape | None = None  # None: fewer than four sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from rightbatch.cli.options import (
     Devices,
     Json,
     MaxCost,
+    MemoryLimit,
     Objective,
     ObjectiveOption,
     Output,
@@ -45,6 +46,7 @@ from rightbatch.hardware import cpu_budget_bytes, measure_memory, measure_throug
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
 from rightbatch.plan import critical_batch_size, plan
+from rightbatch.report.words import nothing_fits_in
 from rightbatch.results import Status
 from rightbatch.task import Task
 from rightbatch.tasks import BUILT_IN, load_task
@@ -109,7 +111,11 @@ def _refuse_energy(objective: Objective) -> None:
 
 def _exit_if_nothing_fits(findings: Findings | None) -> None:
     if findings and findings.memory and findings.memory.status is Status.NOTHING_FITS:
-        words.print(f"error: {Status.NOTHING_FITS.sentence}", style="bold red")
+        words.print(
+            f"error: {nothing_fits_in(findings.memory)}. {Status.NOTHING_FITS.sentence}",
+            style="bold red",
+            soft_wrap=True,
+        )
         raise typer.Exit(1)
 
 
@@ -133,6 +139,7 @@ def _measure(
 @app.command("memory")
 def memory_command(
     task: TaskName,
+    memory_limit: MemoryLimit = None,
     time_budget: Budget = 60.0,
     seed: Seed = 0,
     output: Output = None,
@@ -143,7 +150,11 @@ def memory_command(
 
     def measure(session: Session, loaded: Task, progress: ReportProgress) -> None:
         profile = measure_memory(
-            loaded, time_budget_seconds=time_budget, seed=seed, progress=progress
+            loaded,
+            budget_bytes=memory_limit,
+            time_budget_seconds=time_budget,
+            seed=seed,
+            progress=progress,
         )
         session.add("memory", memory=profile)
 

@@ -75,6 +75,31 @@ def upfront_costs(per_device: float | None, retuning: float | None) -> dict[str,
     return {name: cost for name, cost in named.items() if cost is not None}
 
 
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes with its unit.
+
+    Raises:
+        typer.BadParameter: If it is not one.
+
+    Example:
+        >>> parse_bytes("600MiB"), parse_bytes("1.5 GB")
+        (629145600, 1500000000)
+    """
+    match = _SIZE.fullmatch(text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise typer.BadParameter(
+            f"must be a number of bytes such as 600MiB or 8GiB, got {text!r}. "
+            "Name the memory that training may use."
+        )
+    return int(float(match[1]) * unit)
+
+
 TaskName = Annotated[
     str,
     typer.Argument(
@@ -141,6 +166,15 @@ Price = Annotated[
 ]
 Budget = Annotated[
     float, typer.Option("--time-budget", callback=_positive, help="Seconds of measuring.")
+]
+MemoryLimit = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_bytes,
+        metavar="BYTES",
+        help="Memory that training may use in all, such as 8GiB. Default: a safe share of what is "
+        "free.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(callback=_not_negative, help="Of every random draw.")]
 Output = Annotated[

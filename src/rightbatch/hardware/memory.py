@@ -1,25 +1,44 @@
-"""Which batch sizes fit, from real steps within a memory budget."""
+"""Which batch sizes fit: predicted without executing, then executed to be certain.
 
+predict   peaks of live bytes on fake tensors, any size, nothing executed
+try       real steps, each size in a process of its own under the limit
+in_process   the same steps here, where the task cannot be sent elsewhere or time is short
+"""
+
+import copy
 import math
-from typing import final
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, final
 
 import torch
+from torch import nn
 
+from rightbatch._comm import Comm, default_comm
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
+from rightbatch.hardware.agreement import Agreed, least
 from rightbatch.hardware.budget import device_budget_bytes
+from rightbatch.hardware.fake import CannotPredict, fakes_of
+from rightbatch.hardware.feasible import search_predicted
+from rightbatch.hardware.isolation import CannotIsolate, Isolated
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
-from rightbatch.hardware.search import ProbeOutcome, search
+from rightbatch.hardware.search import Probe, ProbeOutcome, search
 from rightbatch.hardware.workload import (
     NO_CAP,
     batches_in_process,
     bytes_in,
+    held_bytes,
     hold_still,
+    host_batches,
     prefetched_batches,
     synchronize,
+    take_step,
 )
+from rightbatch.hardware.worst_case import find_longest
 from rightbatch.results import MemoryProfile
 from rightbatch.task import Task
+from rightbatch.task.data import examples_in, to_device
 from rightbatch.task.preflight import mixes_examples
 
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
@@ -31,26 +50,39 @@ def measure_memory(
     task: Task,
     *,
     budget_bytes: int | None = None,
+    isolate: bool = True,
+    accumulation_steps: int = 1,
     time_budget_seconds: float | None = None,
     seed: int = 0,
+    comm: Comm | None = None,
     progress: Progress = no_progress,
     clock: Clock = wall_clock,
 ) -> MemoryProfile:
-    """Find the largest batch that fits in memory, by taking real steps.
+    """Find the largest batch that fits in memory.
 
-    Every try is three full optimizer steps on three batches of the data. Peak memory is
-    convex in the batch size, so two tries bound all larger ones: see `search`.
+    Peaks are predicted on tensors without numbers, which takes a fraction of a second at any size
+    and touches nothing; one to three sizes are then executed, three full optimizer steps each, in
+    a process of their own in which the system refuses more memory than the budget. Models that
+    cannot run without numbers are searched by real steps alone: see `search`.
 
     Only sizes that were executed count as fitting. What fits is not what should be used: on
-    most tasks the largest batch is far from the fastest way to train. The try at the first
-    size runs to its end whatever it takes.
+    most tasks the largest batch is far from the fastest way to train.
+
+    Where examples differ in length, batches are made of copies of the longest one found, or by
+    the task's own ``worst_case``. Under a process group every rank tries for itself, without any
+    communication inside a step, and the least of all ranks counts.
 
     Args:
         task: What is trained; left as it was.
-        budget_bytes: Bytes that training may use above what the process uses now (on the
-            task's device). By default a safe share of what is free: see `cpu_budget_bytes`.
+        budget_bytes: Bytes for all that training holds on the task's device: weights, gradients,
+            optimizer state, activations, batches. A smaller one emulates a smaller device. By
+            default what is held now and a safe share of what is free: see `cpu_budget_bytes`.
+        isolate: Whether to try sizes in processes of their own. A task that cannot be pickled is
+            tried here, and ``notes`` say so.
+        accumulation_steps: Micro-batches per optimizer step; the size is that of one of them.
         time_budget_seconds: Begin no try that would not end by then. ``None``: no limit.
         seed: Of the shuffle and of the random state in the steps.
+        comm: The ranks that train; by default the process group, where there is one.
         progress: Told how much of the time is spent, and the size that is tried.
         clock: Monotonic seconds.
 
@@ -65,7 +97,7 @@ def measure_memory(
 
     Example:
         >>> from rightbatch.testing import QuadraticTask
-        >>> profile = measure_memory(QuadraticTask(examples=32).task)
+        >>> profile = measure_memory(QuadraticTask(examples=32).task, isolate=False)
         >>> profile.max_verified_batch_size, profile.status.value
         (32, 'capped')
     """
@@ -78,22 +110,191 @@ def measure_memory(
                 f"`{name}` must be positive, got {value!r}. "
                 "Nothing can be tried without it: leave it out for the default."
             )
+    if accumulation_steps < 1:
+        raise ValueError(
+            f"`accumulation_steps` must be at least 1, got {accumulation_steps!r}. "
+            "It counts the micro-batches of an optimizer step."
+        )
     deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
     task.check()
-    with task.preserved():
-        torch.manual_seed(seed)
-        hold_still(task.optimizer)
-        meter = meter_for(task.device)
-        try_size = _Tries(task, meter, deadline, seed, progress)
-        cap = task.max_batch_size or NO_CAP
+    comm = default_comm() if comm is None else comm
+    task, buckets = _without_ranks(task)
+    held = held_bytes(task) + buckets
+    free = device_budget_bytes(task.device) + held if budget_bytes is None else budget_bytes
+    hunt = _Hunt(
+        task=task,
+        held=held,
+        buckets=buckets,
+        budget=least(comm, free),
+        accumulation_steps=accumulation_steps,
+        seed=seed,
+        deadline=deadline,
+        progress=progress,
+        comm=comm,
+    )
+    return hunt.apart() if isolate else hunt.here(())
+
+
+def _without_ranks(task: Task) -> tuple[Task, int]:
+    """Take a data-parallel wrapper off, and count the copy of the gradients that it keeps."""
+    model = task.model
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        return task, 0
+    bare = copy.copy(task)
+    bare.model = model.module
+    trained = [p for p in model.parameters() if p.requires_grad]
+    buckets = 0 if model.gradient_as_bucket_view else sum(p.nbytes for p in trained)
+    return bare, buckets
+
+
+@final
+class _Hunt:
+    """One search, with all that it needs."""
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        held: int,
+        buckets: int,
+        budget: int,
+        accumulation_steps: int,
+        seed: int,
+        deadline: Deadline,
+        progress: Progress,
+        comm: Comm,
+    ) -> None:
+        self._task, self._held, self._budget = task, held, budget
+        self._buckets = buckets
+        self._accumulation_steps, self._seed = accumulation_steps, seed
+        self._deadline, self._progress, self._comm = deadline, progress, comm
+        self._cap = task.max_batch_size or NO_CAP
+        self._floor = 2 if mixes_examples(task.model) else 1
+        self._first = task.batch_size or min(_FIRST, self._cap)
+        self._units = 1.0
+        self._notes: list[str] = []
+        self._worst_case = self._find_worst_case()
+
+    def apart(self) -> MemoryProfile:
+        """Try sizes in processes of their own."""
+        try:
+            isolated = Isolated(
+                self._task,
+                self._worst_case,
+                seed=self._seed,
+                accumulation_steps=self._accumulation_steps,
+            )
+        except CannotIsolate as error:
+            return self.here((f"Tried in this process, not in one of its own: {error}",))
+        with isolated:
+            probe = self._probe_of(isolated)
+            try:
+                profile = self._predicted(probe)
+            except CannotPredict as error:
+                self._notes.append(f"Searched by real steps alone: {error}")
+                profile = self._searched(probe, math.inf)
+        return self._finished(profile)
+
+    def here(self, notes: tuple[str, ...]) -> MemoryProfile:
+        """Try sizes in this process, and put everything back."""
+        self._notes += notes
+        task = self._task
+        with task.preserved():
+            torch.manual_seed(self._seed)
+            hold_still(task.optimizer)
+            tries = _Tries(
+                task,
+                meter_for(task.device),
+                self._deadline,
+                self._seed,
+                self._progress,
+                held=self._held,
+                worst_case=self._worst_case,
+                accumulation_steps=self._accumulation_steps,
+            )
+            overshoot = _CPU_OVERSHOOT if task.device.type == "cpu" else math.inf
+            profile = self._searched(tries, overshoot, tries.fits_in_time)
+        return self._finished(profile)
+
+    def _find_worst_case(self) -> Callable[[int], Any] | None:
+        task = self._task
+        if task.worst_case is not None:
+            return task.worst_case
+        with task.preserved(weights=False):
+            longest = find_longest(task, seed=self._seed)
+        if longest is not None:
+            self._notes.append(
+                f"Examples differ in length: batches are copies of the longest of "
+                f"{longest.looked_at:,} that were looked at ({longest.elements:,} elements)."
+            )
+        return longest
+
+    def _predicted(self, probe: Probe) -> MemoryProfile:
+        task = self._task
+
+        def batch_of(size: int) -> Any:
+            if self._worst_case is not None:
+                return self._worst_case(size)
+            return next(host_batches(task, size, seed=self._seed))
+
+        self._progress(self._deadline.fraction(), "memory: predicting")
+        with task.preserved(weights=False):
+            batch = batch_of(2)
+            self._units = task.weigh(to_device(batch, task.device)) / (examples_in(batch) or 2)
+        with fakes_of(task, batch_of, accumulation_steps=self._accumulation_steps) as fakes:
+            profile = search_predicted(
+                lambda size: fakes.peak_bytes(size) + self._buckets,
+                probe,
+                cap=self._cap,
+                budget_bytes=self._budget,
+                floor=self._floor,
+            )
+            if fakes.guarded:
+                self._notes.append(
+                    "The step looks at numbers (a loss, a condition): the prediction assumes that "
+                    "they are finite and that no such condition holds."
+                )
+        return profile
+
+    def _searched(
+        self, probe: Probe, overshoot: float, may_start: Callable[[int], bool] = lambda size: True
+    ) -> MemoryProfile:
         return search(
-            try_size,
-            cap=cap,
-            first=task.batch_size or min(_FIRST, cap),
-            budget_bytes=device_budget_bytes(task.device) if budget_bytes is None else budget_bytes,
-            may_start=try_size.fits_in_time,
-            floor=2 if mixes_examples(task.model) else 1,
-            overshoot=_CPU_OVERSHOOT if task.device.type == "cpu" else math.inf,
+            probe,
+            cap=self._cap,
+            first=self._first,
+            budget_bytes=self._budget,
+            may_start=may_start,
+            floor=self._floor,
+            overshoot=overshoot,
+        )
+
+    def _probe_of(self, isolated: Isolated) -> Probe:
+        spare = self._budget - self._held
+
+        def probe(size: int) -> ProbeOutcome:
+            self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")
+            if spare <= 0:
+                return ProbeOutcome("oom", None)
+            seconds = self._deadline.remaining_seconds()
+            if seconds <= 0:
+                return ProbeOutcome("slow", None)
+            try:
+                answer = isolated.try_size(size, budget_bytes=spare, steps=_STEPS, seconds=seconds)
+            except Exception as error:
+                error.add_note(f"while trying batch size {size}")
+                raise
+            peak = answer.peak_bytes
+            return ProbeOutcome(answer.outcome, None if peak is None else peak + self._held)
+
+        return Agreed(self._comm, probe)
+
+    def _finished(self, profile: MemoryProfile) -> MemoryProfile:
+        return replace(
+            profile,
+            held_bytes=self._held,
+            units_per_example=self._units,
+            notes=tuple(self._notes),
         )
 
 
@@ -102,10 +303,20 @@ class _Tries:
     """Real steps at one batch size after another; remembers what the last one took."""
 
     def __init__(
-        self, task: Task, meter: Meter, deadline: Deadline, seed: int, progress: Progress
+        self,
+        task: Task,
+        meter: Meter,
+        deadline: Deadline,
+        seed: int,
+        progress: Progress,
+        *,
+        held: int,
+        worst_case: Callable[[int], Any] | None,
+        accumulation_steps: int,
     ) -> None:
         self._task, self._meter, self._deadline = task, meter, deadline
-        self._seed, self._progress = seed, progress
+        self._seed, self._progress, self._held = seed, progress, held
+        self._worst_case, self._accumulation_steps = worst_case, accumulation_steps
         self._seconds_per_example: float | None = None
         self._is_first = True
 
@@ -135,13 +346,18 @@ class _Tries:
     def _run(self, size: int) -> ProbeOutcome:
         """Take the steps, or give up after the first ones where they would take too long."""
         start = self._deadline.elapsed_seconds()
-        batches = batches_in_process(self._task, size, seed=self._seed)
-        held, spent = 0, 0.0
-        for done in range(1, _STEPS + 1):
+        batches = self._batches(size)
+        batch_bytes, spent = 0, 0.0
+
+        def next_batch() -> Any:
+            nonlocal batch_bytes
             batch = next(batches)
-            self._task.step(batch)
+            batch_bytes = max(batch_bytes, bytes_in(batch))
+            return batch
+
+        for done in range(1, _STEPS + 1):
+            take_step(self._task, next_batch, self._accumulation_steps)
             synchronize(self._task.device)
-            held = max(held, bytes_in(batch))
             spent = self._deadline.elapsed_seconds() - start
             left = (_STEPS - done) * spent / done
             if not self._is_first and left > 2 * max(0.0, self._deadline.remaining_seconds()):
@@ -149,5 +365,11 @@ class _Tries:
         self._seconds_per_example = spent / size
         peak = self._meter.peak_bytes()
         if self._task.device.type == "cpu":  # what waits there, and one more in the making
-            peak += (prefetched_batches(self._task) + self._task.num_workers) * held
-        return ProbeOutcome("ok", peak)
+            peak += (prefetched_batches(self._task) + self._task.num_workers) * batch_bytes
+        return ProbeOutcome("ok", peak + self._held)
+
+    def _batches(self, size: int) -> Iterator[Any]:
+        if self._worst_case is None:
+            yield from batches_in_process(self._task, size, seed=self._seed)
+        while self._worst_case is not None:
+            yield to_device(self._worst_case(size), self._task.device)

@@ -10,6 +10,8 @@ _OUT_OF_MEMORY = (
     "out of memory",  # CUDA driver, HIP, XPU, MPS
     "can't allocate memory",  # CPU allocator
     "not enough memory",  # CPU allocator on Windows
+    "bad_alloc",  # the C++ library, also as the last words of a process
+    "bad allocation",  # on Windows
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUFFT_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -46,9 +48,24 @@ def classify(error: BaseException) -> str | None:
     chain = list(_chain(error))
     if any(isinstance(link, torch.OutOfMemoryError | MemoryError) for link in chain):
         return "oom"
-    texts = [str(link) for link in chain if isinstance(link, RuntimeError)]
+    return classify_text("\n".join(str(link) for link in chain if isinstance(link, RuntimeError)))
+
+
+def classify_text(text: str) -> str | None:
+    """Say whether words of torch, or of a library below it, mean that a batch is too large.
+
+    Args:
+        text: Of an exception without a type of its own, or the last words of a process.
+
+    Returns:
+        As `classify`.
+
+    Example:
+        >>> classify_text("terminate called after throwing an instance of 'std::bad_alloc'")
+        'oom'
+    """
     for words, outcome in ((_POISONED, None), (_OUT_OF_MEMORY, "oom"), (_OTHER_LIMIT, "limit")):
-        if any(word in text for word in words for text in texts):
+        if any(word in text for word in words):
             return outcome
     return None
 

@@ -24,6 +24,8 @@ _PRECISION = 0.02  # of the batch size
 _NEARLY_FULL = 0.95  # of the budget; then a coarser precision is good enough
 _COARSE_PRECISION = 0.1
 _APART = 0.75  # two sizes of a secant; closer together, it would follow the noise of the peaks
+_TOO_SLOW = ("slow", "hang")
+_TOO_LARGE = ("oom", "over_budget", "limit", "killed", "thrash")
 _SURELY_FITS = 0.8  # of the budget, by `peak(k b) <= k peak(b)`
 
 
@@ -32,7 +34,7 @@ _SURELY_FITS = 0.8  # of the budget, by `peak(k b) <= k peak(b)`
 class ProbeOutcome:
     """What trying one batch size gave."""
 
-    outcome: str  # "ok", "oom", "limit" or "slow"
+    outcome: str  # see `MemoryPoint`
     peak_bytes: int | None  # None where it did not finish
     source: str = "real"  # or "fake": predicted, not executed
 
@@ -96,11 +98,11 @@ def search(
         verified = _largest_ok(points).batch_size
         while size > verified and not may_start(size):
             size = size // 2
-        if size <= verified or run(size).outcome == "slow":
+        if size <= verified or run(size).outcome in _TOO_SLOW:
             status = Status.OUT_OF_TIME
     return MemoryProfile(
         max_verified_batch_size=max((p.batch_size for p in points if p.outcome == "ok"), default=0),
-        upper_bound=_memory_bound(points, budget_bytes),
+        upper_bound=memory_bound(points, budget_bytes),
         budget_bytes=budget_bytes,
         points=tuple(points),
         status=status,
@@ -113,7 +115,7 @@ def _descend(
     """Halve until a size fits; return why the search ends here, or ``None`` to go on."""
     was_slow = False
     while (point := run(size)).outcome != "ok":
-        was_slow = was_slow or point.outcome == "slow"
+        was_slow = was_slow or point.outcome in _TOO_SLOW
         if size <= floor:
             return Status.OUT_OF_TIME if was_slow else Status.NOTHING_FITS
         size = max(floor, size // 2)
@@ -126,7 +128,7 @@ def _settled(points: Sequence[MemoryPoint], cap: int, budget_bytes: int) -> Stat
     verified = _largest_ok(points)
     if verified.batch_size >= cap:
         return Status.CAPPED
-    bound = _memory_bound(points, budget_bytes)
+    bound = memory_bound(points, budget_bytes)
     if bound is None or bound >= cap:
         return None
     full = _peak(verified) >= _NEARLY_FULL * budget_bytes
@@ -142,7 +144,7 @@ def _next_size(points: Sequence[MemoryPoint], cap: int, budget_bytes: int, overs
     growth = _GROWTH * size
     if peak > 0 and math.isfinite(overshoot):
         growth = min(growth, int(size * overshoot * budget_bytes / peak))
-    bound = _memory_bound(points, budget_bytes)
+    bound = memory_bound(points, budget_bytes)
     failed = _smallest_failure(points, budget_bytes)
     if bound is None or bound >= cap:
         aim = cap
@@ -168,7 +170,7 @@ def _peak(point: MemoryPoint) -> int:
     return point.peak_bytes or 0
 
 
-def _memory_bound(points: Sequence[MemoryPoint], budget_bytes: int) -> int | None:
+def memory_bound(points: Sequence[MemoryPoint], budget_bytes: int) -> int | None:
     """Return the size above which nothing can fit, as far as the points tell."""
     failed = _smallest_failure(points, budget_bytes)
     bounds = [] if failed is None else [failed.batch_size - 1]
@@ -190,7 +192,7 @@ def _smallest_failure(points: Sequence[MemoryPoint], budget_bytes: int) -> Memor
     process, one algorithm's workspace), so it takes a second one at or below that size.
     """
     fitting = [p for p in points if p.outcome == "ok"]
-    failures = [p for p in points if p.outcome in ("oom", "over_budget", "limit")]
+    failures = [p for p in points if p.outcome in _TOO_LARGE]
     if not fitting:
         return min(failures, key=lambda p: p.batch_size, default=None)
     verified = _largest_ok(points)

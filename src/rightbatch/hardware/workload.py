@@ -1,14 +1,16 @@
 """The work that is timed and weighed: real batches of a task, and steps that move nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from rightbatch.errors import TaskError
+from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.task import Task
 from rightbatch.task.data import examples_in, to_device
 
@@ -25,10 +27,7 @@ def batches_in_process(task: Task, size: int, *, seed: int) -> Iterator[Any]:
     Raises:
         TaskError: If a batch has another size than asked for.
     """
-    given = task.source.loader_options  # what is left out is refused without workers
-    options = {key: value for key, value in given.items() if key == "pin_memory"}
-    source = replace(task.source, num_workers=0, loader_options=options)
-    for batch in source.loader(size, seed=seed, epochs=None):
+    for batch in host_batches(task, size, seed=seed):
         count = examples_in(batch)
         if task._weight is None and count is not None and count != size:
             raise TaskError(
@@ -37,6 +36,34 @@ def batches_in_process(task: Task, size: int, *, seed: int) -> Iterator[Any]:
                 "has."
             )
         yield to_device(batch, task.device)
+
+
+def host_batches(task: Task, size: int, *, seed: int) -> Iterator[Any]:
+    """Yield full batches as they are collated, loaded here, without end."""
+    given = task.source.loader_options  # what is left out is refused without workers
+    options = {key: value for key, value in given.items() if key == "pin_memory"}
+    source = replace(task.source, num_workers=0, loader_options=options)
+    yield from source.loader(size, seed=seed, epochs=None)
+
+
+def take_step(task: Task, next_batch: Callable[[], Any], accumulation_steps: int = 1) -> None:
+    """Take one optimizer step as the user's loop would, over one or several micro-batches.
+
+    Args:
+        task: What is trained.
+        next_batch: Makes the next micro-batch, on the task's device.
+        accumulation_steps: Backward passes before the optimizer's step.
+    """
+    if accumulation_steps == 1:
+        task.step(next_batch())
+        return
+    task.optimizer.zero_grad(set_to_none=True)
+    for _ in range(accumulation_steps):
+        loss, _ = task.loss(next_batch())
+        (loss / accumulation_steps).backward()
+    if task.clip_grad_norm is not None:
+        nn.utils.clip_grad_norm_(task.model.parameters(), task.clip_grad_norm)
+    task.optimizer.step()
 
 
 def prefetched_batches(task: Task) -> int:
@@ -60,6 +87,13 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def held_bytes(task: Task) -> int:
+    """Count the bytes that training holds before the first step: weights, buffers, state."""
+    states = [leaf for leaf in tree_leaves(dict(task.optimizer.state)) if isinstance(leaf, Tensor)]
+    held = [*task.model.parameters(), *task.model.buffers(), *task.parameters, *states]
+    return LiveBytes(held).bytes
 
 
 def bytes_in(batch: Any) -> int:

@@ -41,7 +41,11 @@ OUTCOMES = {
     "over_budget": "over the budget",
     "oom": "out of memory",
     "limit": "over a limit of the system",
+    "thrash": "fits, but the allocator ran in circles",
+    "killed": "killed by the system",
+    "hang": "did not end in time",
     "slow": "too slow to finish",
+    "leak": "memory grew with every step",
 }
 NO_BREAK = "\u00a0"
 _NUMBER_AND_UNIT = re.compile(r"(\d) (?=%|(?:[mun]?s|min|h|d|x|[KMGTP]?i?B)\b)")
@@ -94,8 +98,7 @@ def headline(results: Results) -> str | None:
     memory = results.memory
     nothing_fits = memory is not None and memory.status is Status.NOTHING_FITS
     if nothing_fits or (plan is not None and plan.status is Status.NOTHING_FITS):
-        budget = f" of {format_bytes(memory.budget_bytes)}" if memory else ""
-        return f"Nothing to recommend: not even one example fits in the memory budget{budget}."
+        return f"Nothing to recommend: {nothing_fits_in(memory)}."
     if plan is not None:
         return _recommendation(plan)
     parts = measured(results)
@@ -201,14 +204,29 @@ def findings(results: Results) -> tuple[Finding, ...]:
     return tuple(found)
 
 
+def nothing_fits_in(memory: MemoryProfile | None) -> str:
+    """Say what the smallest size needs, and what there is."""
+    if memory is None:
+        return "not even one example fits in the memory budget"
+    limit = format_bytes(memory.budget_bytes)
+    smallest = min((p.batch_size for p in memory.points), default=1)
+    known = [p.peak_bytes for p in memory.points if p.batch_size == smallest and p.peak_bytes]
+    if not known:
+        return f"batch size {smallest} does not fit, limit {limit}"
+    return f"needs about {format_bytes(max(known))} at batch {smallest}, limit {limit}"
+
+
 def _memory(memory: MemoryProfile) -> str:
     budget = format_bytes(memory.budget_bytes)
-    if memory.max_verified_batch_size == 0:
-        return f"not even one example fits in {budget}"
-    text = f"{format_count(memory.max_verified_batch_size)} examples were run within {budget}"
+    size = memory.max_verified_batch_size
+    if size == 0:
+        return nothing_fits_in(memory)
+    text = f"{format_count(size)} examples were run within {budget}"
+    if memory.units_per_example != 1:
+        text += f" ({format_count(round(size * memory.units_per_example))} units of the loss)"
     if memory.upper_bound is not None:
         text += f"; more than {format_count(memory.upper_bound)} cannot fit"
-    return text
+    return ". ".join([text, *(note.rstrip(".") for note in memory.notes)])
 
 
 def _throughput(throughput: ThroughputProfile) -> str:

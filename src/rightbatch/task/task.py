@@ -66,6 +66,8 @@ class Task:
         num_workers: Loader processes that you train with.
         clip_grad_norm: The norm that you clip gradients to, if you do.
         max_batch_size: Never try more examples than this.
+        worst_case: ``worst_case(size)`` -> the batch of so many examples that needs the most memory,
+            on the host. By default copies of the longest example found, where lengths differ.
         device: Where batches go; the model's device by default.
         name: What reports call this task.
 
@@ -95,11 +97,18 @@ class Task:
         num_workers: int = 0,
         clip_grad_norm: float | None = None,
         max_batch_size: int | None = None,
+        worst_case: Callable[[int], Any] | None = None,
         device: torch.device | str | None = None,
         name: str | None = None,
     ) -> None:
         _check_trainable(model, optimizer)
-        _check_functions(loss=loss, weight=weight, collate_fn=collate_fn, evaluate=evaluate)
+        _check_functions(
+            loss=loss,
+            weight=weight,
+            collate_fn=collate_fn,
+            evaluate=evaluate,
+            worst_case=worst_case,
+        )
         batch_size = _whole_number("batch_size", batch_size, at_least=1)
         max_batch_size = _whole_number("max_batch_size", max_batch_size, at_least=1)
         workers = _whole_number("num_workers", num_workers, at_least=0) or 0
@@ -113,6 +122,7 @@ class Task:
         self.source: Source = source_from(dataset, collate_fn=collate_fn, num_workers=workers)
         self.clip_grad_norm = clip_grad_norm
         self.evaluate = evaluate
+        self.worst_case = worst_case
         self.name = name or type(model).__name__
         self.device = torch.device(device) if device else next(model.parameters()).device
         self._loss = loss
@@ -300,6 +310,7 @@ def _check_functions(**functions: Any) -> None:
         "weight": "weight(batch) says how many units the mean loss runs over.",
         "collate_fn": "collate_fn(examples) makes a batch of a list of examples.",
         "evaluate": "evaluate(model) returns the float that a target is set for.",
+        "worst_case": "worst_case(size) returns the largest batch of so many examples.",
     }
     for name, function in functions.items():
         if not callable(function) and (function is not None or name == "loss"):

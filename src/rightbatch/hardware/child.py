@@ -1,0 +1,276 @@
+"""One try of one batch size, in a process of its own: it may be killed, and nothing else is.
+
+Run as ``python -m rightbatch.hardware.child FOLDER``. The folder holds ``job.json`` and the pickled
+task; the answer goes to ``answer.json`` there. Nothing is read from or written to standard streams.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, final
+
+import cloudpickle
+import torch
+from torch import nn
+
+from rightbatch._time import wall_clock
+from rightbatch.hardware.meters import Meter, meter_for, reclaim
+from rightbatch.hardware.outcomes import classify
+from rightbatch.hardware.workload import (
+    batches_in_process,
+    bytes_in,
+    hold_still,
+    prefetched_batches,
+    synchronize,
+    take_step,
+)
+from rightbatch.task import Task
+from rightbatch.task.data import to_device
+
+_LEAK_SHARE = 0.01  # of the budget, more in memory after each step than after the one before
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to try."""
+
+    batch_size: int
+    steps: int
+    accumulation_steps: int
+    budget_bytes: int  # above what is in use once the task is there
+    enforced: bool  # whether the system is to refuse more than that
+    seconds: float | None  # give up beforehand where the steps would take longer
+    seed: int
+    threads: int
+    paths: tuple[str, ...]  # where modules are looked for
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of it."""
+
+    outcome: str  # "ok", "oom", "thrash", "limit", "slow", "leak" or "error"
+    peak_bytes: int | None = None
+    seconds_per_example: float | None = None
+    note: str = ""
+
+
+def main(folder: Path) -> None:
+    """Do the job in a folder, and leave the answer there."""
+    _end_with_parent()
+    job = Job(**json.loads((folder / "job.json").read_text()))
+    sys.path[:] = list(job.paths)
+    torch.set_num_threads(job.threads)
+    try:
+        task, worst_case = cloudpickle.loads((folder / "task.pickle").read_bytes())
+        answer = _Attempt(task, worst_case, job).run()
+    except Exception as error:
+        answer = Answer(outcome="error", note=f"{type(error).__name__}: {error}")
+        with suppress(Exception):
+            (folder / "error.pickle").write_bytes(cloudpickle.dumps(error))
+    partial = folder / "answer.partial"
+    partial.write_text(json.dumps(asdict(answer)))
+    partial.replace(folder / "answer.json")
+
+
+def _end_with_parent() -> None:
+    """Leave nothing behind: be killed with the parent, and before anything else of it."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+@final
+class _Attempt:
+    """Steps at one size under a limit."""
+
+    def __init__(self, task: Task, worst_case: Any, job: Job) -> None:
+        self._task, self._job = task, job
+        self._device = task.device
+        torch.manual_seed(job.seed)
+        hold_still(task.optimizer)
+        if worst_case is None:
+            batches = batches_in_process(task, job.batch_size, seed=job.seed)
+            self._next = lambda: next(batches)
+        else:
+            self._next = lambda: to_device(worst_case(job.batch_size), self._device)
+        self._batch_bytes = 0
+
+    def run(self) -> Answer:
+        """Take the steps; whatever goes wrong is an outcome."""
+        _wake_up(self._device)
+        meter = meter_for(self._device)
+        guard = _limit_for(self._device, self._job)
+        try:
+            outcome = self._steps(meter, guard)
+        except Exception as error:
+            guard.lift()
+            kind = classify(error)
+            if kind is None:
+                raise
+            outcome = Answer(outcome=kind, note=f"{type(error).__name__}: {error}"[:500])
+        guard.lift()
+        return outcome
+
+    def _steps(self, meter: Meter, guard: "_Limit") -> Answer:
+        meter.reset()
+        spent, left_over = 0.0, list[int]()
+        for done in range(1, self._job.steps + 1):
+            start = wall_clock()
+            take_step(self._task, self._batch, self._job.accumulation_steps)
+            synchronize(self._device)
+            spent += wall_clock() - start
+            left_over.append(guard.in_use_bytes())
+            rest = (self._job.steps - done) * spent / done
+            if self._job.seconds is not None and rest > 2 * self._job.seconds:
+                return Answer(outcome="slow", seconds_per_example=self._each(spent, done))
+        peak = meter.peak_bytes()
+        if self._device.type == "cpu":
+            peak += (prefetched_batches(self._task) + self._task.num_workers) * self._batch_bytes
+        outcome = "thrash" if guard.thrashed() else "ok"
+        if outcome == "ok" and self._leaks(left_over):
+            outcome = "leak"
+        return Answer(
+            outcome=outcome,
+            peak_bytes=peak,
+            seconds_per_example=self._each(spent, self._job.steps),
+        )
+
+    def _batch(self) -> Any:
+        batch = self._next()
+        self._batch_bytes = max(self._batch_bytes, bytes_in(batch))
+        return batch
+
+    def _each(self, spent: float, steps: int) -> float:
+        return spent / (steps * self._job.batch_size)
+
+    def _leaks(self, left_over: list[int]) -> bool:
+        """Whether memory grew after every step but the first, which makes lasting state."""
+        least = _LEAK_SHARE * self._job.budget_bytes
+        later = left_over[1:]
+        grown = [b - a for a, b in zip(left_over[1:-1], later[1:], strict=True)]
+        return len(grown) > 1 and min(grown) > least
+
+
+def _wake_up(device: torch.device) -> None:
+    """Start threads and load libraries now, so that no batch is charged for them."""
+    layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 1)
+    model = nn.Sequential(*layers).to(device)
+    optimizers = [
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        torch.optim.AdamW(model.parameters()),
+    ]
+    for optimizer in optimizers:
+        model(torch.ones(4, 1, 8, 8, device=device)).sum().backward()
+        optimizer.step()
+    synchronize(device)
+    reclaim(device)
+
+
+class _Limit:
+    """No limit; and what it can tell."""
+
+    def in_use_bytes(self) -> int:
+        return 0
+
+    def thrashed(self) -> bool:
+        return False
+
+    def lift(self) -> None:
+        pass
+
+
+@final
+class _ProcessLimit(_Limit):
+    """On a CPU the kernel refuses memory above the limit, instead of killing later."""
+
+    def __init__(self, job: Job) -> None:
+        self._soft: tuple[int, int] | None = None
+        if job.enforced and sys.platform == "linux":
+            import resource
+
+            self._soft = resource.getrlimit(resource.RLIMIT_DATA)
+            own = self._read("VmData:") + job.budget_bytes
+            hard = self._soft[1]
+            soft = own if hard == resource.RLIM_INFINITY else min(own, hard)
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    def in_use_bytes(self) -> int:
+        return self._read("VmRSS:") if sys.platform == "linux" else 0
+
+    def lift(self) -> None:
+        if self._soft is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_DATA, self._soft)
+
+    @staticmethod
+    def _read(key: str) -> int:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key):
+                return int(line.split()[1]) * 1024
+        return 0
+
+
+@final
+class _CudaLimit(_Limit):
+    """The caching allocator's own limit, and its signs of distress."""
+
+    def __init__(self, device: torch.device, job: Job) -> None:
+        self._device = device
+        if job.enforced:
+            _, total = torch.cuda.mem_get_info(device)
+            own = torch.cuda.memory_reserved(device) + job.budget_bytes
+            torch.cuda.set_per_process_memory_fraction(min(1.0, own / total), device)
+        self._before = self._distress()
+
+    def in_use_bytes(self) -> int:
+        return torch.cuda.memory_allocated(self._device)
+
+    def thrashed(self) -> bool:
+        return self._distress() > self._before
+
+    def lift(self) -> None:
+        torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+
+    def _distress(self) -> int:
+        stats = torch.cuda.memory_stats(self._device)
+        return stats.get("num_alloc_retries", 0) + stats.get("num_ooms", 0)
+
+
+@final
+class _MpsLimit(_Limit):
+    """A share of what the driver recommends."""
+
+    def __init__(self, job: Job) -> None:
+        if job.enforced:
+            own = torch.mps.driver_allocated_memory() + job.budget_bytes
+            share = own / torch.mps.recommended_max_memory()
+            torch.mps.set_per_process_memory_fraction(min(1.0, share))
+
+    def in_use_bytes(self) -> int:
+        return torch.mps.current_allocated_memory()
+
+
+def _limit_for(device: torch.device, job: Job) -> _Limit:
+    if device.type == "cpu":
+        return _ProcessLimit(job)
+    if device.type == "cuda":
+        return _CudaLimit(device, job)
+    return _MpsLimit(job) if device.type == "mps" else _Limit()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    # Threads of libraries may outlive the interpreter's end; the answer is written.
+    os._exit(0)

@@ -1,0 +1,245 @@
+"""Predict the peak memory of a training step of any size without memory, data or state.
+
+    parameters, buffers, optimizer state   --swapped for fakes-->   full steps on a fake batch,
+    two small real batches                 --their shapes------->   while LiveBytes counts
+
+A fake tensor has a shape, a type and a device, but no numbers. Two small batches of real data tell
+which dimensions grow with the batch. Afterwards everything real is back in its place.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from rightbatch.errors import RightBatchError
+from rightbatch.hardware.live_bytes import LiveBytes
+from rightbatch.hardware.templates import SIZES, resized
+from rightbatch.hardware.workload import take_step
+from rightbatch.task import Task
+from rightbatch.task.data import to_device
+
+_CUDA_GRANULE = 512  # bytes; what the caching allocator rounds up to
+
+
+class CannotPredict(RightBatchError):
+    """The task's step does not run on tensors without numbers."""
+
+
+@final
+class FakeSteps:
+    """Peaks of full steps at any batch size, in bytes of live tensors.
+
+    Args:
+        task: What is trained. It must not be used by anything else inside `fakes_of`.
+        templates: Real batches of 2 and of 3 examples on the host, alike but for their size.
+        accumulation_steps: Micro-batches per step; from the second on gradients are held.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        templates: tuple[Any, Any],
+        *,
+        accumulation_steps: int,
+        mode: FakeTensorMode,
+        held: Sequence[Tensor],
+    ) -> None:
+        self._task, self._templates = task, templates
+        self._accumulation_steps = accumulation_steps
+        self._mode, self._held = mode, held
+        self._guard = _ScalarGuard()
+        self._peaks: dict[int, int] = {}
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the step asked for a number, which was made up."""
+        return self._guard.asked
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """All peaks so far, by batch size."""
+        return dict(self._peaks)
+
+    def peak_bytes(self, size: int) -> int:
+        """Predict the peak of one step, all that training holds on the device included.
+
+        Raises:
+            CannotPredict: If the step cannot run without numbers.
+        """
+        if size not in self._peaks:
+            try:
+                self._peaks[size] = self._run(size)
+            except Exception as error:
+                raise CannotPredict(
+                    f"a training step must run on tensors without numbers to predict its memory, "
+                    f"got {type(error).__name__}: {str(error)[:200]}. Real steps are tried instead."
+                ) from error
+        return self._peaks[size]
+
+    def _run(self, size: int) -> int:
+        granule = 1 if self._task.device.type == "cpu" else _CUDA_GRANULE
+        states = [
+            leaf
+            for leaf in tree_leaves(dict(self._task.optimizer.state))
+            if isinstance(leaf, Tensor)
+        ]
+        with self._mode, LiveBytes([*self._held, *states], granularity=granule) as alive:
+            with self._guard.unless_asked_by(self._task.optimizer):
+                # The first step of all makes the optimizer's state.
+                for _ in range(1 if self._peaks else 2):
+                    take_step(self._task, lambda: self._batch(size), self._accumulation_steps)
+                self._task.optimizer.zero_grad(set_to_none=True)
+            return alive.peak_bytes
+
+    def _batch(self, size: int) -> Any:
+        return to_device(resized(*self._templates, size), self._task.device)
+
+
+@contextmanager
+def fakes_of(
+    task: Task, batch_of: Callable[[int], Any], *, accumulation_steps: int = 1
+) -> Iterator[FakeSteps]:
+    """Swap all that a task trains for fakes, for the time of a ``with`` block.
+
+    Args:
+        task: Left bit for bit as it was.
+        batch_of: Makes a real batch of so many examples on the host.
+        accumulation_steps: Micro-batches per optimizer step.
+
+    Yields:
+        Predicts peaks.
+
+    Raises:
+        CannotPredict: If a parameter has no fake, or the data has no batch dimension.
+
+    Example:
+        A weight of 1,000 floats, its gradient, inputs of 1,000 floats per example: with 3 examples
+        the batch, their product with the weight (three numbers), and little else.
+
+        >>> model = torch.nn.Linear(1000, 1, bias=False)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> task = Task(model, optimizer, torch.zeros(9, 1000), lambda m, x: m(x).mean())
+        >>> with fakes_of(task, lambda size: torch.zeros(size, 1000)) as fakes:
+        ...     small, large = fakes.peak_bytes(3), fakes.peak_bytes(103)
+        >>> 100 * 4000 <= large - small < 100 * 4100
+        True
+    """
+    templates = tuple(batch_of(size) for size in SIZES)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with task.preserved(weights=False):
+        try:
+            held, undo = _swap(task, mode)
+        except Exception as error:
+            raise CannotPredict(
+                f"every parameter must have a counterpart without numbers, got "
+                f"{type(error).__name__}: {str(error)[:200]}. Real steps are tried instead."
+            ) from error
+        try:
+            yield FakeSteps(
+                task,
+                (templates[0], templates[1]),
+                accumulation_steps=accumulation_steps,
+                mode=mode,
+                held=held,
+            )
+        finally:
+            undo()
+
+
+def _swap(task: Task, mode: FakeTensorMode) -> tuple[list[Tensor], Callable[[], None]]:
+    """Put fakes in the place of parameters, buffers and state; return them, and the way back."""
+    fakes: dict[int, Tensor] = {}
+    reals: list[Tensor] = []  # kept alive, so that their ids stay theirs
+
+    def fake(real: Any) -> Any:
+        if not isinstance(real, Tensor):
+            return real
+        if id(real) not in fakes:
+            reals.append(real)
+            fakes[id(real)] = mode.from_tensor(real, static_shapes=True)
+        return fakes[id(real)]
+
+    for part in task.model.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, real in tensors.items():
+                tensors[name] = fake(real)
+    undo = _swap_optimizer(task.optimizer, fake)
+    return list(fakes.values()), undo
+
+
+def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callable[[], None]:
+    state = optimizer.state
+    groups = [dict(group) for group in optimizer.param_groups]
+    params = [list(group["params"]) for group in groups]
+    optimizer.state = defaultdict(
+        dict, {fake(parameter): tree_map(fake, own) for parameter, own in state.items()}
+    )
+    for group in optimizer.param_groups:
+        group["params"] = [fake(parameter) for parameter in group["params"]]
+        group.update({k: fake(value) for k, value in group.items() if k != "params"})
+
+    def undo() -> None:
+        optimizer.state = state
+        for group, before, own in zip(optimizer.param_groups, groups, params, strict=True):
+            group.update(before)
+            group["params"] = own
+
+    return undo
+
+
+@final
+class _ScalarGuard(TorchDispatchMode):
+    """Answers when a step asks for a number: one, or that a condition does not hold.
+
+    It follows one branch of whatever depends on the data, so it remembers that it was asked;
+    optimizers that read their own step counter do not count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = False
+        self._in_optimizer = False
+
+    @contextmanager
+    def unless_asked_by(self, optimizer: Optimizer) -> Iterator[None]:
+        """Answer for the time of a ``with`` block."""
+
+        def set_to(inside: bool) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self._in_optimizer = inside
+
+            return hook
+
+        handles = [
+            optimizer.register_step_pre_hook(set_to(True)),
+            optimizer.register_step_post_hook(set_to(False)),
+        ]
+        try:
+            with self:
+                yield
+        finally:
+            self._in_optimizer = False
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Pass everything on but requests for a number."""
+        if func is not torch.ops.aten._local_scalar_dense.default:
+            return func(*args, **(kwargs or {}))
+        self.asked = self.asked or not self._in_optimizer
+        dtype = args[0].dtype
+        if dtype == torch.bool:
+            return False
+        if dtype.is_complex:
+            return complex(1.0)
+        return 1.0 if dtype.is_floating_point else 1

@@ -1,0 +1,235 @@
+"""Predict first: search among predicted peaks, and execute one to three sizes to be certain.
+
+    predicted   live bytes, exact, at any size in well under a second, nothing executed
+    real        predicted x what an allocator, its caches and kernels' workspaces add
+
+What is alive must be in memory, so a size whose prediction exceeds the budget cannot fit: that
+bounds the answer from above before anything ran. Only a size that ran is ever returned.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+from rightbatch.hardware.search import Probe, memory_bound
+from rightbatch.results import MemoryPoint, MemoryProfile, Status
+
+_OVERHEAD = 1.5  # real over predicted, until the first real peak says otherwise
+_WORSE = 1.3  # after a failure, the overhead is at least so much larger than assumed
+_AIM = 0.94  # of the budget
+_FULL = 0.9  # of the budget; then the answer is good enough
+_CLOSE = 0.02  # of a batch size
+_MOST_PROBES = 3
+_MOST_FAILURES = 5  # in a row, with nothing verified
+
+Predict = Callable[[int], int]
+
+
+def largest_within(predict: Predict, cap: int, budget_bytes: int) -> int:
+    """Find the largest size whose predicted peak stays within a budget, or 0.
+
+    Predictions are convex in the size, so the chord between a size that fits and one that does not
+    crosses the budget at a size that fits, and the line through two that fit at one that bounds
+    the answer.
+
+    Args:
+        predict: Peak bytes at a size; never falling.
+        cap: The largest size to consider.
+        budget_bytes: On the scale of the predictions.
+
+    Example:
+        >>> largest_within(lambda size: max(50, 3 * size), 1000, 100)
+        33
+    """
+    if predict(1) > budget_bytes:
+        return 0
+    low, high = 1, min(2, cap)
+    while predict(high) <= budget_bytes:
+        if high >= cap:
+            return cap
+        low, high = high, min(4 * high, cap)
+    while high - low > 1:
+        below, above = predict(low), predict(high)
+        chord = low + (budget_bytes - below) * (high - low) // max(1, above - below)
+        # From below the chord creeps where the curve bends, so a step is an eighth at least.
+        middle = max(chord, low + (high - low) // 8) if chord > low else (low + high) // 2
+        middle = min(max(middle, low + 1), high - 1)
+        if predict(middle) <= budget_bytes:
+            low = middle
+            beyond = min(high, low + max(1, low // 100))
+            if beyond < high and predict(beyond) > budget_bytes:
+                high = beyond
+        else:
+            high = middle
+    return low
+
+
+@final
+@dataclass(slots=True)
+class _Search:
+    """What is known so far."""
+
+    predict: Predict
+    cap: int
+    budget_bytes: int
+    points: list[MemoryPoint] = field(default_factory=list[MemoryPoint])
+    overhead: float = _OVERHEAD
+
+    def verified(self) -> MemoryPoint | None:
+        fitting = [point for point in self.points if point.outcome == "ok"]
+        return max(fitting, key=lambda point: point.batch_size, default=None)
+
+    def failed(self) -> int | None:
+        """Return the smallest size that ran and does not fit."""
+        sizes = [p.batch_size for p in self.points if p.outcome != "ok"]
+        return min(sizes, default=None)
+
+    def next_size(self, floor: int) -> int:
+        """Choose the size whose real peak is expected to nearly fill the budget."""
+        target = int(_AIM * self.budget_bytes / self.overhead)
+        size = largest_within(self.predict, self.cap, target)
+        failed, best = self.failed(), self.verified()
+        if failed is not None:
+            size = min(size, failed - 1)
+            if best is not None and size <= best.batch_size:
+                size = (best.batch_size + failed) // 2
+        return max(size, floor)
+
+    def learn(self, size: int, peak_bytes: int | None) -> None:
+        """Correct the overhead by what a try showed."""
+        predicted = max(1, self.predict(size))
+        if peak_bytes is not None:
+            self.overhead = max(1.0, peak_bytes / predicted)
+        else:  # it failed, so it is at least what fills the budget there
+            self.overhead = _WORSE * max(self.overhead, self.budget_bytes / predicted)
+
+
+def search_predicted(
+    predict: Predict,
+    probe: Probe,
+    *,
+    cap: int,
+    budget_bytes: int,
+    floor: int = 1,
+) -> MemoryProfile:
+    """Find the largest size that fits: predicted first, then executed.
+
+    Args:
+        predict: A lower bound of the real peak at a size, in bytes.
+        probe: Executes one size; called one to three times where predictions are within a
+            factor of 1.5.
+        cap: No size above is tried.
+        budget_bytes: On the scale of both.
+        floor: The smallest size to try.
+
+    Returns:
+        The largest size that ran within the budget. ``upper_bound`` holds for any task whose
+        predictions are right. The status is ``NOTHING_FITS``, ``CAPPED``, ``OUT_OF_TIME`` or
+        ``OK``.
+
+    Example:
+        Real memory is a fifth more than predicted, and 100 bytes:
+
+        >>> from rightbatch.hardware.search import ProbeOutcome
+        >>> profile = search_predicted(
+        ...     lambda size: 10 * size,
+        ...     lambda size: ProbeOutcome("ok", 100 + 12 * size),
+        ...     cap=10_000, budget_bytes=12_100)
+        >>> profile.max_verified_batch_size, profile.upper_bound  # of 1,000 at most
+        (937, 1210)
+    """
+    search = _Search(predict, cap, budget_bytes)
+    bound = largest_within(predict, cap, budget_bytes)
+    if bound < floor:
+        return _nothing_fits(search, floor, ())
+    search.cap = bound
+    status = _probe(search, probe, floor)
+    fitting = search.verified()
+    if fitting is None and status is not Status.OUT_OF_TIME:
+        return _nothing_fits(search, floor, search.points)
+    bounds = [b for b in (bound, memory_bound(search.points, budget_bytes)) if b is not None]
+    size = fitting.batch_size if fitting else 0
+    if size >= cap:
+        status = Status.CAPPED
+    return MemoryProfile(
+        max_verified_batch_size=size,
+        upper_bound=None if bound >= cap and min(bounds) >= cap else min(bounds),
+        budget_bytes=budget_bytes,
+        points=_with_predictions(search, bound, cap),
+        status=status,
+    )
+
+
+def _probe(search: _Search, probe: Probe, floor: int) -> Status:
+    """Execute sizes until one nearly fills the budget, or is as large as can be."""
+    status = Status.OK
+    size = search.next_size(floor)
+    for tried in range(1, _MOST_PROBES + _MOST_FAILURES):
+        result = probe(size)
+        outcome = result.outcome
+        if outcome == "ok" and (result.peak_bytes or 0) > search.budget_bytes:
+            outcome = "over_budget"
+        search.points.append(
+            MemoryPoint(
+                batch_size=size,
+                peak_bytes=result.peak_bytes,
+                source=result.source,
+                outcome=outcome,
+            )
+        )
+        search.learn(size, result.peak_bytes)
+        if outcome in ("slow", "hang"):
+            status = Status.OUT_OF_TIME
+            search.cap = min(search.cap, max(floor, size // 4))
+        best = search.verified()
+        if best is None and size <= floor:
+            return Status.OUT_OF_TIME if status is Status.OUT_OF_TIME else Status.NOTHING_FITS
+        if best is not None and (_is_full(search, best) or tried >= _MOST_PROBES):
+            return status
+        following = search.next_size(floor)
+        if best is not None and following - best.batch_size <= _CLOSE * best.batch_size:
+            return status
+        size = following
+    return status
+
+
+def _is_full(search: _Search, best: MemoryPoint) -> bool:
+    room = (search.failed() or search.cap + 1) - 1
+    return (
+        best.batch_size >= room
+        or best.batch_size >= search.cap
+        or (best.peak_bytes or 0) >= _FULL * search.budget_bytes
+    )
+
+
+def _with_predictions(search: _Search, bound: int, cap: int) -> tuple[MemoryPoint, ...]:
+    """Put what was predicted beside what was executed: of the same sizes, and at the bound."""
+    sizes = {point.batch_size for point in search.points} | {bound}
+    if bound < cap:
+        sizes.add(bound + 1)
+    predicted = [
+        MemoryPoint(
+            batch_size=size,
+            peak_bytes=search.predict(size),
+            source="fake",
+            outcome="ok" if search.predict(size) <= search.budget_bytes else "over_budget",
+        )
+        for size in sorted(sizes)
+    ]
+    return (*predicted, *search.points)
+
+
+def _nothing_fits(search: _Search, floor: int, points: Sequence[MemoryPoint]) -> MemoryProfile:
+    predicted = MemoryPoint(
+        batch_size=floor,
+        peak_bytes=search.predict(floor),
+        source="fake",
+        outcome="ok" if search.predict(floor) <= search.budget_bytes else "over_budget",
+    )
+    return MemoryProfile(
+        max_verified_batch_size=0,
+        upper_bound=floor - 1,
+        budget_bytes=search.budget_bytes,
+        points=(predicted, *points),
+        status=Status.NOTHING_FITS,
+    )
