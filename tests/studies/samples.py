@@ -13,6 +13,7 @@ COURSE = Course(
     exact_examples=None,
     probe_examples=512,
     monitor_every=2,
+    monitor_examples=8,
     window=6,
     window_every=2,
     window_examples=100,

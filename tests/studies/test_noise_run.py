@@ -31,6 +31,7 @@ COURSE = Course(
     exact_examples=None,
     probe_examples=64,
     monitor_every=2,
+    monitor_examples=8,
     window=5,
     window_every=2,
     window_examples=96,
@@ -125,6 +126,7 @@ def test_the_monitor_goes_on_over_the_looks_in_between() -> None:
         task.model,
         task.optimizer,
         every=2,
+        examples=8,
     ) as monitor:
         for _ in range(12):
             batch = next(batches)

@@ -50,6 +50,7 @@ class Course:
     exact_examples: int | None  # None: all
     probe_examples: int
     monitor_every: int  # steps; fixed, so that the study repeats: the default follows the clock
+    monitor_examples: int  # of each batch that it measures
     window: int  # steps before a look over which a way that averages is judged
     window_every: int  # steps
     window_examples: int  # of the data set, at each of them
@@ -71,7 +72,8 @@ FULL = Course(
     stored=(10, 20, 50, 100, 200, 300),
     exact_examples=None,
     probe_examples=300 * 64,  # as many as way (b) at most
-    monitor_every=10,
+    monitor_every=2,
+    monitor_examples=8,
     window=100,
     window_every=10,
     window_examples=2000,
@@ -86,6 +88,7 @@ QUICK = Course(
     exact_examples=3000,
     probe_examples=50 * 64,
     monitor_every=2,
+    monitor_examples=8,
     window=40,
     window_every=10,
     window_examples=500,
@@ -221,7 +224,7 @@ def _follow(
     stops = [k for k in range(course.steps[-1] + 1) if k in course.steps or course.in_window(k)]
     recent: list[Parts] = []
     for step, until in zip((0, *stops), stops, strict=False):
-        monitor = _monitor(task, course.monitor_every, state)
+        monitor = _monitor(task, course, state)
         with monitor:  # only around training: what is measured in between is not of the run
             for _ in range(step, until):
                 batch = next(batches)
@@ -246,9 +249,14 @@ def _parts(found: rb.NoiseScale) -> Parts | None:
     return Parts(grad_sq=found.grad_sq, trace_cov=found.trace_cov)
 
 
-def _monitor(task: rb.Task, every: int, state: dict[str, Any] | None) -> rb.NoiseMonitor:
+def _monitor(task: rb.Task, course: Course, state: dict[str, Any] | None) -> rb.NoiseMonitor:
     """Go on where the monitor of the last stretch stood."""
-    monitor = rb.NoiseMonitor(task.model, task.optimizer, every=every)
+    monitor = rb.NoiseMonitor(
+        task.model,
+        task.optimizer,
+        every=course.monitor_every,
+        examples=course.monitor_examples,
+    )
     if state is not None:
         monitor.load_state_dict(state)
     return monitor
