@@ -1,0 +1,362 @@
+"""Every setting of an optimizer at another batch size: a pure function of numbers."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
+
+from rightbatch._format import format_learning_rate, format_number
+from rightbatch.scaling.families import OptimizerFamily, family_of, similar_names
+from rightbatch.scaling.learning_rate import ScalingRule
+from rightbatch.scaling.move import (
+    LARGEST_FIRST_BETA_RATIO,
+    AutoRule,
+    FirstBetaPolicy,
+    MomentumPolicy,
+    Move,
+    mismatch,
+)
+from rightbatch.scaling.origins import Origins, fresh_origins
+from rightbatch.scaling.report import Change, ScalingReport, Validity
+from rightbatch.scaling.settings import decay_over_examples, decoupled_weight_decay, eps_over_root
+
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # torch's schedulers keep theirs in the groups
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One parameter group as numbers."""
+
+    values: Mapping[str, float]
+    origins: Origins
+    decoupled: bool  # whether its weight decay is outside the gradient
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """A group after the move."""
+
+    changes: tuple[Change, ...]
+    origins: Origins
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What every group's rates are multiplied by, and why."""
+
+    rule: ScalingRule
+    factor: float  # from the first batch size to the new one, after the cap
+    why: str
+    validity: Validity
+    warnings: tuple[str, ...]
+
+
+def scaled_hyperparameters(
+    optimizer: str,
+    hyperparameters: Mapping[str, float],
+    from_batch_size: int,
+    to_batch_size: int,
+    *,
+    rule: AutoRule = "auto",
+    noise_scale: float | None = None,
+    critical_batch_size: float | None = None,
+    edge: float | None = None,
+    momentum: MomentumPolicy = "keep",
+    first_beta: FirstBetaPolicy = "auto",
+) -> ScalingReport:
+    """Compute an optimizer's settings at another batch size, and change nothing.
+
+    The trap: without a critical batch size or a noise scale nothing says whether a rule holds,
+    and the report is not valid, only not known to be wrong.
+
+    Args:
+        optimizer: Its class name.
+        hyperparameters: Settings by name, as `rightbatch.results.TaskFacts` has them: "lr",
+            "momentum", "beta1", "beta2", "alpha", "eps", "weight_decay".
+        from_batch_size: Examples an optimizer step that they suit.
+        to_batch_size: Examples an optimizer step to train with.
+        rule: Of the learning rate; "auto" as in `rightbatch.scale_hyperparameters`.
+        noise_scale: Gradient noise scale in examples.
+        critical_batch_size: In examples; where given, it takes the place of the noise scale.
+        edge: Largest stable learning rate; the new one is never above.
+        momentum: As in `rightbatch.scale_hyperparameters`.
+        first_beta: As in `rightbatch.scale_hyperparameters`.
+
+    Returns:
+        The changes; `ScalingReport.hyperparameters` has the new values by name.
+
+    Raises:
+        ValueError: If a number is out of range or a choice is unknown.
+
+    Example:
+        >>> today = {"lr": 0.001, "beta1": 0.5, "beta2": 0.75, "eps": 1e-8, "weight_decay": 0.1}
+        >>> report = scaled_hyperparameters("AdamW", today, 64, 256, noise_scale=1000.0)
+        >>> report.hyperparameters["lr"], report.hyperparameters["weight_decay"]
+        (0.002, 0.2)
+        >>> report.hyperparameters["beta1"], report.hyperparameters["beta2"]
+        (0.0625, 0.31640625)
+    """
+    move = Move(
+        from_batch_size=from_batch_size,
+        to_batch_size=to_batch_size,
+        rule=rule,
+        noise_scale=noise_scale,
+        critical_batch_size=critical_batch_size,
+        edge=edge,
+        momentum=momentum,
+        first_beta=first_beta,
+    )
+    family = family_of(optimizer)
+    group = Group(
+        values=hyperparameters,
+        origins=fresh_origins(from_batch_size),
+        decoupled=family is not None and family.decoupled,
+    )
+    rates = common_rates([group], family, move)
+    moved = moved_group(group, family, move, rates)
+    return assemble(optimizer, family, move, rates, [group], [moved])
+
+
+def common_rates(groups: Sequence[Group], family: OptimizerFamily | None, move: Move) -> Rates:
+    """Find the one factor of all rates: by the rule, cut where the first group's meets the edge."""
+    first = groups[0]
+    rule = move.resolved(family)
+    origin = first.origins.first_batch_size
+    asked = move.ratio(origin, rule)
+    validity, doubt = move.regime(origin)
+    warnings = [doubt] if doubt else []
+    why = f"{rule} rule"
+    if rule not in ("linear", "sqrt") and move.saturation is not None:
+        why += f" at {format_number(move.saturation)} examples"
+    if origin != move.to_batch_size:
+        if validity is Validity.HOLDS and (family is None or not family.is_derived):
+            validity = Validity.UNCHECKED
+            why += ", tried but not derived for this optimizer"
+        wrong = mismatch(rule, family) if family is not None else ""
+        if wrong:
+            validity = Validity.OUTSIDE
+            warnings.append(wrong)
+    factor = asked
+    # A schedule lowers the rate of now; what the edge has to hold is the rate it started from.
+    peak = first.values.get("initial_lr", first.values["lr"]) / first.origins.rate_factor
+    wanted = peak * asked * _momentum_factor(first, family, move)
+    if move.edge is not None and wanted > move.edge:
+        factor = asked * (move.edge / wanted)
+        validity = Validity.OUTSIDE
+        why += f", cut from {format_learning_rate(wanted)} by the measured edge"
+        warnings.append(
+            f"outside validity: the rule asks for a rate of {format_learning_rate(wanted)}, above "
+            f"the measured edge of {format_learning_rate(move.edge)}, to which it is cut. Expect "
+            "less of the larger batch than the rule promises."
+        )
+    return Rates(rule=rule, factor=factor, why=why, validity=validity, warnings=tuple(warnings))
+
+
+def moved_group(group: Group, family: OptimizerFamily | None, move: Move, rates: Rates) -> Moved:
+    """Move every setting of one group."""
+    momentum_factor = _momentum_factor(group, family, move)
+    total = rates.factor * momentum_factor
+    changes = [_rate(name, group, total, rates) for name in RATES if name in group.values]
+    if family is not None:
+        changes += _averages(group, family, move)
+        changes += _eps(group, family, move)
+        changes += _weight_decay(group, move, total)
+    origins = replace(
+        group.origins,
+        batch_size=move.to_batch_size,
+        rate_factor=total,
+        momentum_factor=momentum_factor,
+        settings={
+            c.parameter: replace(group.origins.of(c.parameter, c.before), last=c.after)
+            for c in changes
+        },
+    )
+    return Moved(changes=tuple(changes), origins=origins)
+
+
+def assemble(
+    optimizer: str,
+    family: OptimizerFamily | None,
+    move: Move,
+    rates: Rates,
+    groups: Sequence[Group],
+    moved: Sequence[Moved],
+) -> ScalingReport:
+    """Join the groups' changes into one report; rows that agree in all groups are one row."""
+    warnings = [*rates.warnings, *_short_memories(moved)]
+    if family is None:
+        near = similar_names(optimizer)
+        warnings.append(
+            f"{optimizer} is of unknown kind: only its rate was scaled, by the {rates.rule} rule. "
+            "Say what its settings are with rightbatch.scaling.register_optimizer"
+            + (f"; {', '.join(near)} are known." if near else ".")
+        )
+    return ScalingReport(
+        optimizer=optimizer,
+        from_batch_size=move.from_batch_size,
+        to_batch_size=move.to_batch_size,
+        rule=rates.rule,
+        changes=_joined(moved),
+        warnings=tuple(warnings),
+        not_scaled=_not_scaled(family, groups)
+        if move.to_batch_size != move.from_batch_size
+        else (),
+    )
+
+
+def _rate(name: str, group: Group, total: float, rates: Rates) -> Change:
+    now = group.values[name]
+    origin = group.origins.of(name, now)
+    after = origin.value * (total / origin.rate_factor)
+    return Change(parameter=name, before=now, after=after, why=rates.why, validity=rates.validity)
+
+
+def _momentum_factor(group: Group, family: OptimizerFamily | None, move: Move) -> float:
+    """Keep ``lr / (1 - momentum)`` on the rule, where the momentum moves."""
+    applied = group.origins.momentum_factor
+    name = family.momentum if family is not None else None
+    if name is None or not group.values.get(name) or move.momentum == "keep":
+        return applied
+    now = group.values[name]
+    after = _over_examples(group, name, move)
+    return applied if after == now else applied * (1 - after) / (1 - now)
+
+
+def _over_examples(group: Group, name: str, move: Move) -> float:
+    origin = group.origins.of(name, group.values[name])
+    return decay_over_examples(origin.value, move.to_batch_size / origin.batch_size)
+
+
+def _averages(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Change]:
+    """Momentum, first and second beta, as far as the group has them."""
+    if family.momentum is not None and group.values.get(family.momentum):
+        if move.momentum == "examples":
+            why = "half-life kept in examples; the rate makes up for it"
+            yield _average(group, family.momentum, move, why=why)
+        else:
+            yield _kept(group, family.momentum, "kept: its half-life in steps")
+    name = family.first_beta
+    if name is not None and name in group.values:
+        ratio = move.to_batch_size / group.origins.of(name, group.values[name]).batch_size
+        near = 1 / LARGEST_FIRST_BETA_RATIO <= ratio <= LARGEST_FIRST_BETA_RATIO
+        if move.first_beta == "examples" or (move.first_beta == "auto" and near):
+            yield _average(group, name, move, why="half-life kept in examples")
+        else:
+            why = "kept" if move.first_beta == "keep" else "kept: the sizes are too far apart"
+            yield _kept_beta(group, name, move, why)
+    name = family.second_beta
+    if name is not None and name in group.values:
+        yield _average(group, name, move, why="half-life kept in examples")
+
+
+def _average(group: Group, name: str, move: Move, *, why: str) -> Change:
+    return Change(
+        parameter=name,
+        before=group.values[name],
+        after=_over_examples(group, name, move),
+        why=why,
+        validity=_memory(group, name, move),
+    )
+
+
+def _kept_beta(group: Group, name: str, move: Move, why: str) -> Change:
+    """Go back to the value of before the first move, which a nearer size may have moved."""
+    origin = group.origins.of(name, group.values[name])
+    return Change(
+        parameter=name,
+        before=group.values[name],
+        after=group.values[name] if move.first_beta == "keep" else origin.value,
+        why=why,
+        validity=_memory(group, name, move),
+    )
+
+
+def _memory(group: Group, name: str, move: Move) -> Validity:
+    """A half-life in examples can be kept only while it is longer than one step."""
+    origin = group.origins.of(name, group.values[name])
+    steps = (move.to_batch_size / origin.batch_size) * (1 - origin.value)
+    growing = move.to_batch_size > origin.batch_size
+    return Validity.OUTSIDE if growing and steps >= 1 else Validity.HOLDS
+
+
+def _kept(group: Group, name: str, why: str) -> Change:
+    now = group.values[name]
+    return Change(parameter=name, before=now, after=now, why=why, validity=Validity.HOLDS)
+
+
+def _eps(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Change]:
+    name = family.eps
+    if name is None or not group.values.get(name):
+        return
+    origin = group.origins.of(name, group.values[name])
+    yield Change(
+        parameter=name,
+        before=group.values[name],
+        after=eps_over_root(origin.value, move.to_batch_size / origin.batch_size),
+        why="same share of the root of the second moment, where noise dominates it",
+        validity=move.regime(origin.batch_size)[0],
+    )
+
+
+def _weight_decay(group: Group, move: Move, total: float) -> Iterator[Change]:
+    if not group.values.get("weight_decay"):
+        return
+    if not group.decoupled:
+        yield _kept(group, "weight_decay", "kept: a term of the loss, whose minimum stays")
+        return
+    origin = group.origins.of("weight_decay", group.values["weight_decay"])
+    yield Change(
+        parameter="weight_decay",
+        before=group.values["weight_decay"],
+        after=decoupled_weight_decay(
+            origin.value,
+            move.to_batch_size / origin.batch_size,
+            total / origin.rate_factor,
+        ),
+        why="same time scale in examples: times the batch's ratio, over the rate's",
+        validity=Validity.HOLDS,
+    )
+
+
+def _short_memories(moved: Sequence[Moved]) -> list[str]:
+    names = dict.fromkeys(
+        change.parameter
+        for group in moved
+        for change in group.changes
+        if change.validity is Validity.OUTSIDE
+        and change.parameter not in RATES
+        and change.parameter != "eps"
+    )
+    return [
+        f"outside validity: {name} would forget within one step of the new size "
+        "(kappa (1 - decay) is 1 or more), so its half-life in examples cannot be kept. "
+        "Choose a size nearer by."
+        for name in names
+    ]
+
+
+def _not_scaled(family: OptimizerFamily | None, groups: Sequence[Group]) -> tuple[str, ...]:
+    names = dict.fromkeys(
+        name
+        for group in groups
+        for name, value in group.values.items()
+        if value and (name not in RATES if family is None else name in family.unscaled)
+    )
+    return (*names, *(("the optimizer's state",) if family is None else ()))
+
+
+def _joined(moved: Sequence[Moved]) -> tuple[Change, ...]:
+    names = dict.fromkeys(change.parameter for group in moved for change in group.changes)
+    joined: list[Change] = []
+    for name in names:
+        rows = [
+            replace(change, group=index)
+            for index, group in enumerate(moved)
+            for change in group.changes
+            if change.parameter == name
+        ]
+        alike = len(rows) == len(moved) and len({replace(row, group=None) for row in rows}) == 1
+        joined += [replace(rows[0], group=None)] if alike else rows
+    return tuple(joined)
