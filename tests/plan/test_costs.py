@@ -1,5 +1,7 @@
 """Oracle: the break-even by hand (rung 1)."""
 
+from typing import Any
+
 import pytest
 
 from rightbatch.plan import plan
@@ -9,15 +11,15 @@ from tests.plan.made_up import critical, facts, throughput
 B_C, TODAY, PRICE = 300.0, 4, 3.6  # a price of a thousandth per second
 
 
-def made(upfront: dict[str, float] | None, **options: object) -> Plan:
-    values: dict[str, object] = {
+def made(upfront: dict[str, float] | None, **options: Any) -> Plan:
+    values: dict[str, Any] = {
         "devices": [1, 4],
         "allreduce_gbps": 1e6,
         "price_per_hour": PRICE,
         "upfront_costs": upfront,
         **options,
     }
-    return plan(throughput(), critical(B_C), facts(batch_size=TODAY), **values)  # type: ignore[arg-type]
+    return plan(throughput(), critical(B_C), facts(batch_size=TODAY), **values)
 
 
 def per_step(option: CostOption) -> float:
@@ -93,6 +95,6 @@ def test_todays_batch_must_be_known() -> None:
         ({"upfront": {"per_device": 3.0}, "price_per_hour": None}, "got no `price_per_hour`"),
     ],
 )
-def test_wrong_costs_are_refused(options: dict[str, object], message: str) -> None:
+def test_wrong_costs_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        made(**options)  # type: ignore[arg-type]
+        made(**options)

@@ -1,5 +1,7 @@
 """Oracle: brute force over every candidate (rung 2)."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,12 +13,12 @@ from rightbatch.results import Plan, Results
 from tests.plan.made_up import critical, facts, memory, throughput
 
 COUNTS = (1, 2, 4, 8)
-LINK = {"allreduce_gbps": 100.0}
+LINK: dict[str, Any] = {"allreduce_gbps": 100.0}
 
 
-def made(value: float = 300.0, **options: object) -> Plan:
-    values: dict[str, object] = {"devices": COUNTS, **LINK, **options}
-    return plan(throughput(), critical(value), facts(parameters=10**7), **values)  # type: ignore[arg-type]
+def made(value: float = 300.0, **options: Any) -> Plan:
+    values: dict[str, Any] = {"devices": COUNTS, **LINK, **options}
+    return plan(throughput(), critical(value), facts(parameters=10**7), **values)
 
 
 @given(
@@ -116,6 +118,16 @@ def test_the_choice_on_one_count_is_that_of_a_plan_for_it_alone() -> None:
         assert made(devices=devices).batch_size == batch_size
 
 
+def test_the_range_and_the_rate_are_those_of_the_chosen_count_alone() -> None:
+    inputs = (throughput(spread=0.1), critical(300.0, low=60.0, high=1500.0), facts())
+    several = plan(*inputs, devices=COUNTS)
+    alone = plan(*inputs, devices=several.devices)
+    assert several.devices > 1
+    assert (several.low, several.high) == (alone.low, alone.high)
+    assert several.low < several.high  # type: ignore[operator]
+    assert several.learning_rate == alone.learning_rate
+
+
 def test_counts_that_cannot_share_a_batch_are_left_out_with_a_warning() -> None:
     few = facts(examples=100, parameters=10)
     result = plan(throughput(), critical(300.0), few, devices=[1, 300], **LINK)
@@ -148,7 +160,7 @@ def test_today_is_on_the_fewest_devices() -> None:
         ({"allreduce_gbps": 0.0}, "`allreduce_gbps` must be positive and finite, got 0.0"),
     ],
 )
-def test_wrong_counts_are_refused(options: dict[str, object], message: str) -> None:
+def test_wrong_counts_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(**options)
 

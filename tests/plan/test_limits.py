@@ -1,5 +1,7 @@
 """Oracle: the closed form of a run's length, steps x seconds (rung 1)."""
 
+from typing import Any
+
 import pytest
 
 from rightbatch._format import format_ratio
@@ -10,10 +12,10 @@ from tests.plan.made_up import critical, facts, throughput
 STEPS, TODAY, B_C = 10_000, 16, 300.0
 
 
-def made(*, doubt: bool = False, **options: object) -> Plan:
-    values: dict[str, object] = {"devices": [1, 2, 4], "allreduce_gbps": 100.0, **options}
+def made(*, doubt: bool = False, **options: Any) -> Plan:
+    values: dict[str, Any] = {"devices": [1, 2, 4], "allreduce_gbps": 100.0, **options}
     noise = critical(B_C, low=30.0, high=3000.0) if doubt else critical(B_C)
-    return plan(throughput(), noise, facts(batch_size=TODAY, parameters=10**6), **values)  # type: ignore[arg-type]
+    return plan(throughput(), noise, facts(batch_size=TODAY, parameters=10**6), **values)
 
 
 def seconds_of(point: FrontPoint, steps: float = STEPS) -> float:
@@ -115,7 +117,7 @@ def test_limits_that_change_nothing_say_so() -> None:
     ],
 )
 def test_limits_that_nothing_keeps_take_what_comes_nearest_and_say_so(
-    options: dict[str, object], devices: int
+    options: dict[str, Any], devices: int
 ) -> None:
     result = made(steps_today=STEPS, **options)
     assert result.devices == devices
@@ -141,7 +143,7 @@ def test_a_deadline_within_the_doubt_is_called_in_doubt() -> None:
         ({"steps_today": float("inf")}, "`steps_today` must be positive and finite, got inf"),
     ],
 )
-def test_wrong_limits_are_refused(options: dict[str, object], message: str) -> None:
+def test_wrong_limits_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         made(**options)
 
