@@ -1,0 +1,239 @@
+"""Seconds per step between the sizes that were measured. Pure; nothing beyond them is answered.
+
+Two laws hold for undisturbed times: a larger batch takes no less time, and mostly each further
+example takes no less than the one before (the curve is convex). The first is always used, the
+second where the measured points obey it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.interpolate import PchipInterpolator
+from scipy.optimize import least_squares
+
+from rightbatch.results import StepShape, ThroughputPoint, ThroughputProfile
+
+Floats = NDArray[np.float64]
+
+_TINY_SECONDS = 1e-12
+_FEWEST_FOR_A_SHAPE = 4  # three parameters and a residual
+_SHARPEST, _BLUNTEST = 32.0, 0.5
+_TIE = 1e-9  # relative
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StepCurve:
+    """Measured times, ascending in size, made monotone; `at` reads between them.
+
+    Attributes:
+        sizes: Ascending.
+        seconds: Never falling.
+        low: Lower ends, never falling.
+        high: Upper ends, never falling.
+    """
+
+    sizes: Floats
+    seconds: Floats
+    low: Floats
+    high: Floats
+
+    @classmethod
+    def computing(cls, points: Sequence[ThroughputPoint]) -> Self:
+        """Make the curve of a step on a batch that is already there."""
+        return cls._of(points, [0.0] * len(points))
+
+    @classmethod
+    def training(cls, points: Sequence[ThroughputPoint]) -> Self:
+        """Make the curve of what a training loop pays. Loading adds no doubt of its own."""
+        return cls._of(points, [point.total_seconds - point.step_seconds for point in points])
+
+    @classmethod
+    def _of(cls, points: Sequence[ThroughputPoint], added: Sequence[float]) -> Self:
+        extra = np.array(added, dtype=float)
+        middle = _never_falling([point.step_seconds for point in points] + extra)
+        low = _never_falling([point.low for point in points] + extra)
+        high = np.maximum.accumulate([point.high for point in points] + extra)
+        sizes = np.array([point.batch_size for point in points], dtype=float)
+        return cls(sizes, middle, np.minimum(low, middle), np.maximum(high, middle))
+
+    def at(self, batch_size: float) -> tuple[float, float, float]:
+        """Interpolate the seconds of a step, with an interval.
+
+        Piecewise cubic and monotone through the points. Where the points around a gap are
+        convex, the truth lies below the chord across it and above both neighbours' lines
+        prolonged into it: these bounds hold the value, and together with the intervals of the
+        points they are the interval. Elsewhere monotony alone bounds it.
+
+        Args:
+            batch_size: Within the measured range.
+
+        Returns:
+            Seconds, and the ends of their interval. At a measured size they are the point's own.
+
+        Raises:
+            ValueError: If the size is outside the measured range: beyond it memory, caches and
+                padding change the cost of an example, and no point says how.
+
+        Example:
+            >>> curve = StepCurve(*(np.array(row) for row in (
+            ...     [4.0, 8.0, 16.0], [1.0, 2.0, 4.0], [1.0, 2.0, 4.0], [1.0, 2.0, 4.0])))
+            >>> curve.at(12)
+            (3.0, 3.0, 3.0)
+        """
+        first, last = self.sizes[0], self.sizes[-1]
+        if not first <= batch_size <= last:
+            raise ValueError(
+                f"`batch_size` must lie in the measured range {first:g} to {last:g}, got "
+                f"{batch_size:g}. Step times are never extrapolated: measure that size."
+            )
+        hit = np.flatnonzero(self.sizes == batch_size)
+        if len(hit):
+            i = int(hit[0])
+            return float(self.seconds[i]), float(self.low[i]), float(self.high[i])
+        right = int(np.searchsorted(self.sizes, batch_size))
+        value = float(PchipInterpolator(self.sizes, self.seconds)(batch_size))
+        if not self._is_convex_around(right):
+            low, high = float(self.low[right - 1]), float(self.high[right])
+            return value, min(low, value), max(high, value)
+        floor, chord = self._bounds(right, batch_size, self.seconds)
+        value = min(max(value, floor), chord)
+        low = min(self._bounds(right, batch_size, self.low)[0], value)
+        high = max(self._bounds(right, batch_size, self.high)[1], value)
+        return value, max(low, float(self.low[right - 1])), min(high, float(self.high[right]))
+
+    def _is_convex_around(self, right: int) -> bool:
+        """Whether slopes never fall over the gap that ends at ``right`` and its neighbours."""
+        slopes = np.diff(self.seconds) / np.diff(self.sizes)
+        near = slopes[max(0, right - 2) : right + 1]
+        return len(near) > 1 and bool((np.diff(near) >= -1e-9 * np.abs(near[1:])).all())
+
+    def _bounds(self, right: int, size: float, seconds: Floats) -> tuple[float, float]:
+        """Return the largest lower bound that convexity gives, and the chord."""
+        left = right - 1
+        slopes = np.diff(seconds) / np.diff(self.sizes)
+        chord = seconds[left] + slopes[left] * (size - self.sizes[left])
+        floors = [float(seconds[left])]
+        if left > 0:
+            floors.append(float(seconds[left] + slopes[left - 1] * (size - self.sizes[left])))
+        if right < len(slopes):
+            floors.append(float(seconds[right] - slopes[right] * (self.sizes[right] - size)))
+        return min(max(floors), float(chord)), float(chord)
+
+
+def _never_falling(values: Sequence[float] | Floats) -> Floats:
+    """Lower each value to the smallest at or after it: a busy machine only ever adds."""
+    return np.minimum.accumulate(np.asarray(values, dtype=float)[::-1])[::-1]
+
+
+def fit_step_shape(points: Sequence[ThroughputPoint]) -> StepShape | None:
+    r"""Fit ``t(b) = (alpha^g + (beta b)^g)^(1/g)`` to log(seconds), all parts positive.
+
+    With ``g = 1`` a straight line; with a large ``g`` flat up to a knee and proportional beyond,
+    as on a device that computes small batches in parallel.
+
+    Trap: where the sizes do not reach both ends, one part is hardly determined. The fit explains
+    the points; to decide, interpolate them with `StepCurve`.
+
+    Args:
+        points: Ascending in batch size.
+
+    Returns:
+        The fit, or ``None`` for fewer than four points.
+
+    Example:
+        >>> points = [
+        ...     ThroughputPoint(
+        ...         batch_size=b, step_seconds=t, low=t, high=t, load_seconds=0.0, total_seconds=t
+        ...     )
+        ...     for b, t in [(1, 17**0.5), (2, 20**0.5), (4, 32**0.5), (8, 80**0.5), (16, 272**0.5)]
+        ... ]
+        >>> shape = fit_step_shape(points)
+        >>> round(shape.alpha_seconds, 3), round(shape.beta_seconds_per_example, 3)
+        (4.0, 1.0)
+        >>> round(shape.sharpness, 3)
+        2.0
+    """
+    if len(points) < _FEWEST_FOR_A_SHAPE:
+        return None
+    log_sizes = np.log([point.batch_size for point in points])
+    log_seconds = np.log([max(point.step_seconds, _TINY_SECONDS) for point in points])
+
+    def residuals(parameters: Floats) -> Floats:
+        return log_shape(parameters, log_sizes) - log_seconds
+
+    per_example = float(log_seconds[-1] - log_sizes[-1])
+    bounds = ([-np.inf, -np.inf, math.log(_BLUNTEST)], [np.inf, np.inf, math.log(_SHARPEST)])
+    fits = [
+        least_squares(
+            residuals, [log_seconds[0] + lower, per_example, math.log(sharpness)], bounds=bounds
+        )
+        for sharpness in (1.0, 4.0)
+        for lower in (-0.1, -2.0)
+    ]
+    best = min(fits, key=lambda fit: fit.cost)
+    log_alpha, log_beta, log_sharpness = (float(value) for value in best.x)
+    return StepShape(
+        alpha_seconds=math.exp(log_alpha),
+        beta_seconds_per_example=math.exp(log_beta),
+        sharpness=math.exp(log_sharpness),
+        residual=math.sqrt(2 * float(best.cost) / len(points)),
+    )
+
+
+def log_shape(parameters: Sequence[float] | Floats, log_sizes: Floats) -> Floats:
+    """Return log(seconds) of the shape with ``(log alpha, log beta, log g)`` at some log(sizes)."""
+    log_alpha, log_beta, log_sharpness = parameters
+    sharpness = math.exp(log_sharpness)
+    terms = np.logaddexp(sharpness * log_alpha, sharpness * (log_beta + log_sizes))
+    return terms / sharpness
+
+
+def best_micro_batch(profile: ThroughputProfile, batch_size: int) -> int:
+    """Choose how many examples to pass at a time to make up a batch in the least time.
+
+    Minimizes ``batch_size / m * seconds(m)`` over the divisors ``m`` of the batch within the
+    measured range. The largest is not always the fastest. Of equals the larger one is taken: fewer
+    passes.
+
+    Args:
+        profile: Seconds per step.
+        batch_size: Examples per optimizer step on this device.
+
+    Returns:
+        The micro-batch.
+
+    Raises:
+        ValueError: If no divisor lies within the measured range.
+
+    Example:
+        A pass of 8 takes as long per example as one of 4, a pass of 16 longer.
+
+        >>> from rightbatch.results import Status
+        >>> profile = ThroughputProfile(
+        ...     points=tuple(
+        ...         ThroughputPoint(batch_size=b, step_seconds=t, low=t, high=t,
+        ...                         load_seconds=0.0, total_seconds=t)
+        ...         for b, t in [(4, 1.0), (8, 2.0), (16, 6.0)]
+        ...     ),
+        ...     alpha_seconds=0.0, beta_seconds_per_example=0.25, half_batch_size=None,
+        ...     bottleneck="compute", status=Status.OK,
+        ... )
+        >>> best_micro_batch(profile, 32)
+        8
+    """
+    curve = StepCurve.training(profile.points)
+    first, last = profile.points[0].batch_size, profile.points[-1].batch_size
+    micros = [m for m in range(first, min(last, batch_size) + 1) if batch_size % m == 0]
+    if not micros:
+        raise ValueError(
+            f"`batch_size` must have a divisor in the measured range {first} to {last}, got "
+            f"batch_size={batch_size}. Step times are never extrapolated: measure more sizes."
+        )
+    seconds = {m: curve.at(m)[0] * (batch_size // m) for m in micros}
+    least = min(seconds.values())
+    return max(m for m in micros if seconds[m] <= least * (1 + _TIE))

@@ -1,0 +1,213 @@
+"""Between measured sizes. Oracle: closed form (lines, shapes, divisors by hand), and laws."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from rightbatch.hardware.step_curve import StepCurve, best_micro_batch, fit_step_shape
+from rightbatch.results import Status, ThroughputPoint, ThroughputProfile
+
+DOUBLINGS = (4, 8, 16, 32, 64, 128)
+
+
+def point(size: int, seconds: float, *, load: float = 0.0, doubt: float = 0.0) -> ThroughputPoint:
+    return ThroughputPoint(
+        batch_size=size,
+        step_seconds=seconds,
+        low=seconds * (1 - doubt),
+        high=seconds * (1 + doubt),
+        load_seconds=load,
+        total_seconds=seconds + load,
+    )
+
+
+def profile(points: list[ThroughputPoint]) -> ThroughputProfile:
+    return ThroughputProfile(
+        points=tuple(points),
+        alpha_seconds=0.0,
+        beta_seconds_per_example=0.0,
+        half_batch_size=None,
+        bottleneck="mixed",
+        status=Status.OK,
+    )
+
+
+def shape(size: float, *, alpha: float, beta: float, sharpness: float) -> float:
+    return (alpha**sharpness + (beta * size) ** sharpness) ** (1 / sharpness)
+
+
+@given(
+    alpha=st.floats(0.0, 10.0),
+    beta=st.floats(1e-6, 10.0),
+    sizes=st.sets(st.integers(1, 4096), min_size=2, max_size=9),
+    where=st.floats(0.0, 1.0),
+)
+def test_a_straight_line_is_read_exactly_and_without_doubt(
+    alpha: float, beta: float, sizes: set[int], where: float
+) -> None:
+    points = [point(size, alpha + beta * size) for size in sorted(sizes)]
+    size = min(sizes) + where * (max(sizes) - min(sizes))
+    value, low, high = StepCurve.computing(points).at(size)
+    assert value == pytest.approx(alpha + beta * size, rel=1e-6)
+    if len(sizes) > 2:
+        assert (low, high) == (pytest.approx(value, rel=1e-6), pytest.approx(value, rel=1e-6))
+    assert low <= value <= high
+
+
+@given(
+    sharpness=st.floats(1.0, 16.0),
+    knee=st.floats(2.0, 300.0),
+    doubt=st.floats(0.0, 0.05),
+    where=st.floats(0.0, 1.0),
+)
+def test_a_convex_curve_lies_within_its_interval(
+    sharpness: float, knee: float, doubt: float, where: float
+) -> None:
+    truth = {"alpha": 1.0, "beta": 1 / knee, "sharpness": sharpness}
+    points = [point(size, shape(size, **truth), doubt=doubt) for size in DOUBLINGS]
+    size = DOUBLINGS[0] + where * (DOUBLINGS[-1] - DOUBLINGS[0])
+    value, low, high = StepCurve.computing(points).at(size)
+    assert low <= value <= high
+    assert low <= shape(size, **truth) * (1 + 1e-9)
+    assert shape(size, **truth) <= high * (1 + 1e-9)
+    assert value == pytest.approx(shape(size, **truth), rel=0.1)
+
+
+@given(st.lists(st.floats(1e-3, 10.0), min_size=2, max_size=6))
+def test_whatever_was_measured_the_curve_never_falls(seconds: list[float]) -> None:
+    points = [point(size, s) for size, s in zip(DOUBLINGS, seconds, strict=False)]
+    curve = StepCurve.computing(points)
+    read = [curve.at(size) for size in range(4, points[-1].batch_size + 1)]
+    for one, other in itertools.pairwise(value for value, _, _ in read):
+        assert one <= other * (1 + 1e-9)
+    assert all(low <= value <= high for value, low, high in read)
+
+
+def test_a_busy_spell_at_one_size_is_lowered_to_the_next() -> None:
+    curve = StepCurve.computing([point(4, 1.0), point(8, 9.0), point(16, 3.0)])
+    assert curve.at(8)[0] == 3.0
+
+
+def test_where_it_is_not_convex_monotony_alone_bounds_it() -> None:
+    """Four times as long at twice the size, then flat: at 12 anything from 4 to 4.2 may be."""
+    points = [point(4, 1.0), point(8, 4.0, doubt=0.1), point(16, 4.2, doubt=0.1)]
+    value, low, high = StepCurve.computing(points).at(12)
+    assert (low, high) == (pytest.approx(3.6), pytest.approx(4.62))
+    assert 4.0 <= value <= 4.2
+
+
+def test_a_knee_between_two_sizes_is_bounded_by_both_lines() -> None:
+    """Flat at 2 up to 16, then 0.5 an example: the lines meet at (20, 2), the chord is 4 at 24."""
+    points = [point(8, 2.0), point(16, 2.0), point(32, 6.0), point(64, 16.0)]
+    value, low, high = StepCurve.computing(points).at(24)
+    assert low == pytest.approx(6.0 - 8 * 10 / 32)
+    assert high == pytest.approx(4.0)
+    assert low <= value <= high
+
+
+@pytest.mark.parametrize("size", [3, 129, 3.99])
+def test_nothing_is_extrapolated(size: float) -> None:
+    curve = StepCurve.computing([point(size, 1.0 + size) for size in DOUBLINGS])
+    with pytest.raises(ValueError, match=f"range 4 to 128, got {size:g}"):
+        curve.at(size)
+
+
+def test_loading_is_part_of_what_training_pays() -> None:
+    points = [point(size, 1.0 + size, load=0.5 * size, doubt=0.1) for size in (4, 8, 16)]
+    value, low, high = StepCurve.training(points).at(8)
+    assert (value, low, high) == pytest.approx((13.0, 12.1, 13.9))
+    assert StepCurve.computing(points).at(8)[0] == 9.0
+
+
+# The shape.
+
+
+@pytest.mark.parametrize("sharpness", [0.8, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("knee", [10.0, 60.0])
+def test_a_shape_is_recovered(sharpness: float, knee: float) -> None:
+    truth = {"alpha": 0.003, "beta": 0.003 / knee, "sharpness": sharpness}
+    fitted = fit_step_shape([point(size, shape(size, **truth)) for size in (1, *DOUBLINGS, 1024)])
+    assert fitted is not None
+    assert fitted.alpha_seconds == pytest.approx(truth["alpha"], rel=1e-3)
+    assert fitted.beta_seconds_per_example == pytest.approx(truth["beta"], rel=1e-3)
+    assert fitted.sharpness == pytest.approx(sharpness, rel=1e-2)
+    assert fitted.residual < 1e-4
+
+
+def test_the_residual_is_the_typical_relative_error() -> None:
+    """A line with errors of 10 % up and down in turn leaves about 10 %."""
+    points = [point(size, (1 + size) * 1.1 ** (-1) ** i) for i, size in enumerate(DOUBLINGS)]
+    fitted = fit_step_shape(points)
+    assert fitted is not None
+    assert 0.05 < fitted.residual <= math.log(1.1) * (1 + 1e-6)
+
+
+def test_three_sizes_have_no_shape() -> None:
+    assert fit_step_shape([point(size, 1.0) for size in (4, 8, 16)]) is None
+
+
+@given(st.lists(st.floats(1e-6, 10.0), min_size=4, max_size=6))
+def test_any_times_give_a_finite_shape(seconds: list[float]) -> None:
+    fitted = fit_step_shape([point(b, s) for b, s in zip(DOUBLINGS, seconds, strict=False)])
+    assert fitted is not None
+    assert all(
+        math.isfinite(part)
+        for part in (fitted.alpha_seconds, fitted.beta_seconds_per_example, fitted.residual)
+    )
+    assert fitted.sharpness * (1 + 1e-9) >= 0.5
+
+
+# The best micro-batch.
+
+
+def test_the_largest_micro_batch_is_not_always_the_fastest() -> None:
+    """Past 16 a pass costs more an example: 96 is made of 6 passes of 16, not 3 of 32."""
+    times = {4: 3.0, 8: 4.0, 16: 6.0, 32: 20.0}
+    assert best_micro_batch(profile([point(b, t) for b, t in times.items()]), 96) == 16
+
+
+def test_a_fixed_cost_asks_for_the_largest_divisor_in_range() -> None:
+    points = [point(size, 1.0 + 0.1 * size) for size in (4, 8, 16, 32)]
+    assert best_micro_batch(profile(points), 90) == 30  # of 5 6 9 10 15 18 30
+    assert best_micro_batch(profile(points), 12) == 12
+
+
+def test_of_equally_fast_micro_batches_the_larger_is_taken() -> None:
+    points = [point(size, 0.5 * size) for size in (4, 8, 16)]
+    assert best_micro_batch(profile(points), 48) == 16
+
+
+def test_loading_counts_for_the_micro_batch() -> None:
+    """Computing is fastest at 16, but its loading is slow."""
+    points = [point(4, 4.0), point(8, 7.0), point(16, 13.0, load=9.0)]
+    assert best_micro_batch(profile(points), 16) == 8
+
+
+@given(alpha=st.floats(1e-3, 10.0), knee=st.floats(1.0, 200.0), batch=st.integers(4, 4096))
+def test_it_is_the_least_over_all_divisors(alpha: float, knee: float, batch: int) -> None:
+    points = [
+        point(b, shape(b, alpha=alpha, beta=alpha / knee, sharpness=2.0) + b * b * 1e-3 * alpha)
+        for b in DOUBLINGS
+    ]
+    divisors = [m for m in range(4, 129) if batch % m == 0]
+    assume(divisors)
+    curve = StepCurve.training(points)
+    best = best_micro_batch(profile(points), batch)
+    assert batch % best == 0
+    costs = {m: curve.at(m)[0] * batch / m for m in divisors}
+    assert costs[best] == pytest.approx(min(costs.values()))
+
+
+def test_a_batch_without_a_measured_divisor_is_refused() -> None:
+    points = [point(size, 1.0) for size in (4, 8)]
+    with pytest.raises(ValueError, match=r"range 4 to 8, got batch_size=11\."):
+        best_micro_batch(profile(points), 11)
+
+
+def test_times_of_numpy_are_answered_with_plain_floats() -> None:
+    curve = StepCurve.computing([point(size, float(np.float64(size))) for size in (4, 8, 16)])
+    assert [type(part) for part in curve.at(6)] == [float, float, float]
