@@ -8,6 +8,7 @@ it and change nothing; `plan` is a pure function of their results; `find` runs t
 """
 
 from rightbatch.errors import (
+    CannotConvert,
     CannotPlan,
     CoupledLoss,
     DataUnavailable,
@@ -31,6 +32,14 @@ from rightbatch.noise import (
     per_example_grad_sq,
     track_noise,
 )
+from rightbatch.norm import (
+    GhostBatchNorm,
+    GhostBatchNorm1d,
+    GhostBatchNorm2d,
+    GhostBatchNorm3d,
+    convert_ghost_batch_norm,
+    synchronize_batch_norm,
+)
 from rightbatch.plan import critical_batch_size, plan
 from rightbatch.results import (
     CriticalBatchSize,
@@ -49,6 +58,7 @@ from rightbatch.task import Task, supervised
 
 __all__ = [
     "Calibration",
+    "CannotConvert",
     "CannotPlan",
     "CoupledLoss",
     "CriticalBatchSize",
@@ -56,6 +66,10 @@ __all__ = [
     "Explanation",
     "Findings",
     "GeometryNoise",
+    "GhostBatchNorm",
+    "GhostBatchNorm1d",
+    "GhostBatchNorm2d",
+    "GhostBatchNorm3d",
     "LRCurve",
     "LRRace",
     "LayerNoise",
@@ -74,6 +88,7 @@ __all__ = [
     "TaskError",
     "ThroughputProfile",
     "calibrate",
+    "convert_ghost_batch_norm",
     "critical_batch_size",
     "explain",
     "find",
@@ -86,5 +101,6 @@ __all__ = [
     "race",
     "range_test",
     "supervised",
+    "synchronize_batch_norm",
     "track_noise",
 ]

@@ -9,6 +9,7 @@
     |- DataUnavailable      a built-in task's data file is absent or damaged
     |- CannotPlan           results or options from which nothing can be recommended
     |- ResultsError         a results file cannot be read or written
+    |- CannotConvert        a layer that cannot become a ghost batch normalisation, or back
     |- MissingExtra         an optional dependency is not installed
 
 Misuse raises; an inconclusive measurement is a `rightbatch.Status` instead. Running
@@ -51,6 +52,10 @@ class CannotPlan(RightBatchError, ValueError):
 
 class ResultsError(RightBatchError):
     """A results file cannot be read or written."""
+
+
+class CannotConvert(RightBatchError, TypeError):
+    """A layer cannot become a ghost batch normalisation, or back."""
 
 
 class MissingExtra(RightBatchError):
