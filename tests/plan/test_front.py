@@ -120,9 +120,9 @@ def test_the_choice_on_one_count_is_that_of_a_plan_for_it_alone() -> None:
 
 def test_the_range_and_the_rate_are_those_of_the_chosen_count_alone() -> None:
     inputs = (throughput(spread=0.1), critical(300.0, low=60.0, high=1500.0), facts())
-    several = plan(*inputs, devices=COUNTS)
+    several = plan(*inputs, devices=COUNTS, objective="cost")
     alone = plan(*inputs, devices=several.devices)
-    assert several.devices > 1
+    assert several.devices == 1  # and more would be faster
     assert (several.low, several.high) == (alone.low, alone.high)
     assert several.low < several.high  # type: ignore[operator]
     assert several.learning_rate == alone.learning_rate
