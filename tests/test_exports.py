@@ -24,6 +24,7 @@ SECOND_ARGUMENT = {
     "measure_throughput": ["sizes"],  # the design says so
     "critical_batch_size": ["track"],  # two results of equal rank
     "convert_ghost_batch_norm": ["size"],  # the design says so
+    "scale_hyperparameters": ["from_batch_size", "to_batch_size"],  # the design says so
     "per_example_grad_sq": ["batch"],  # a task and one of its batches
 }
 

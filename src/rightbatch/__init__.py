@@ -54,6 +54,7 @@ from rightbatch.results import (
     Status,
     ThroughputProfile,
 )
+from rightbatch.scaling import ScalingReport, scale_hyperparameters
 from rightbatch.task import Task, supervised
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "Plan",
     "ResultsError",
     "RightBatchError",
+    "ScalingReport",
     "Status",
     "Task",
     "TaskError",

@@ -1,5 +1,25 @@
 """What must change with the batch size: the learning rate and everything that goes with it."""
 
+from rightbatch.scaling.families import (
+    OptimizerFamily,
+    register_optimizer,
+    registered_optimizers,
+)
+from rightbatch.scaling.hyperparameters import scaled_hyperparameters
 from rightbatch.scaling.learning_rate import ScalingRule, default_rule, scale_learning_rate
+from rightbatch.scaling.live import scale_hyperparameters
+from rightbatch.scaling.report import Change, ScalingReport, Validity
 
-__all__ = ["ScalingRule", "default_rule", "scale_learning_rate"]
+__all__ = [
+    "Change",
+    "OptimizerFamily",
+    "ScalingReport",
+    "ScalingRule",
+    "Validity",
+    "default_rule",
+    "register_optimizer",
+    "registered_optimizers",
+    "scale_hyperparameters",
+    "scale_learning_rate",
+    "scaled_hyperparameters",
+]

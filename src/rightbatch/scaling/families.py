@@ -66,6 +66,7 @@ _RMSPROP = OptimizerFamily(
     second_beta="alpha",
     eps="eps",
     second_moments=("square_avg",),
+    momentum_buffer="momentum_buffer",
 )
 # Its sum of squares only grows, so a smaller batch adds to it and cannot make a step spike.
 _ADAGRAD = OptimizerFamily(step="normalised", unscaled=("lr_decay",), is_derived=False)

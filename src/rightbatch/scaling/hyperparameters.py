@@ -108,6 +108,11 @@ def scaled_hyperparameters(
         momentum=momentum,
         first_beta=first_beta,
     )
+    if "lr" not in hyperparameters:
+        raise ValueError(
+            f"`hyperparameters` must have a learning rate 'lr', got {', '.join(hyperparameters)}. "
+            "Every other setting is scaled beside it."
+        )
     family = family_of(optimizer)
     group = Group(
         values=hyperparameters,

@@ -6,7 +6,7 @@ long as nobody else changes the setting in between.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 
@@ -40,6 +40,11 @@ class Origins:
         if known is not None and known.last == value:
             return known
         return Origin(self.batch_size, value, self.rate_factor, value)
+
+    def as_written(self, values: Mapping[str, float]) -> "Origins":
+        """Remember what was stored: a setting in a float32 tensor is not quite what was meant."""
+        settings = {name: replace(o, last=values[name]) for name, o in self.settings.items()}
+        return replace(self, settings=settings)
 
     def as_state(self) -> dict[str, Any]:
         """Write it as plain numbers for an optimizer's ``state_dict``."""

@@ -1,0 +1,292 @@
+"""Change the batch size of a training run, and everything in its optimizer that must follow."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from rightbatch.scaling.attached import (
+    Write,
+    batch_norm_moves,
+    ema_move,
+    scheduler_moves,
+    write_number,
+)
+from rightbatch.scaling.families import OptimizerFamily, family_of, is_decoupled
+from rightbatch.scaling.hyperparameters import Group, Moved, assemble, common_rates, moved_group
+from rightbatch.scaling.move import AutoRule, FirstBetaPolicy, MomentumPolicy, Move
+from rightbatch.scaling.origins import Origins, fresh_origins, origins_from_state
+from rightbatch.scaling.report import Change, ScalingReport, Validity
+from rightbatch.scaling.settings import steps_for_examples
+from rightbatch.scaling.state import carry_state, second_moment_move
+
+MEMORY = "batch_size_scaling"  # entry of a parameter group; saved with the optimizer
+_BETAS = {"beta1": 0, "beta2": 1}
+
+
+def scale_hyperparameters(
+    optimizer: Optimizer,
+    from_batch_size: int,
+    to_batch_size: int,
+    *,
+    rule: AutoRule = "auto",
+    noise_scale: float | None = None,
+    critical_batch_size: float | None = None,
+    edge: float | None = None,
+    momentum: MomentumPolicy = "keep",
+    first_beta: FirstBetaPolicy = "auto",
+    scheduler: Any = None,
+    model_ema: Any = None,
+    model: nn.Module | None = None,
+    warmup_examples: float | None = None,
+    dry_run: bool = False,
+) -> ScalingReport:
+    r"""Move a live optimizer to another batch size, with everything that must move along.
+
+    Running averages keep their half-life in examples (``beta^kappa``, with ``kappa`` the ratio
+    of the sizes), decoupled weight decay keeps its time scale in examples, and the learning rate
+    follows a published rule. The optimizer's state is kept: averages are rescaled so that their
+    corrections for bias stay what they were, and when the batch shrinks, the second moment grows
+    by the noise that it does not know yet, so that no step spikes.
+
+    Every move starts from the settings of before the first one, which the parameter groups keep
+    (entry "batch_size_scaling", saved by ``state_dict``). So from a to b to c is from a to c, and
+    going back restores every setting. A setting that you change in between is taken as it is.
+
+    The traps: a scheduler computes from rates of its own, so pass it too. Only the rates of a
+    scheduler move; its length stays in steps. And without evidence nothing says whether a rule
+    holds: then the report is not valid.
+
+    Args:
+        optimizer: SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, LAMB, LARS, Lion, a subclass
+            of theirs, or what `rightbatch.scaling.register_optimizer` was told about. Of any
+            other only the rate is scaled, and the report says so.
+        from_batch_size: Examples an optimizer step until now, over all devices.
+        to_batch_size: Examples an optimizer step from now on.
+        rule: Of the learning rate, see `rightbatch.scaling.scale_learning_rate`. "auto" is
+            "saturating" for SGD where a critical batch size or noise scale is given, "linear"
+            where none is, and "sqrt" for optimizers that normalise their gradients.
+        noise_scale: Gradient noise scale in examples (`rightbatch.measure_noise`).
+        critical_batch_size: In examples, measured by training; where given, the rules use it in
+            place of the noise scale, which stands in for it only roughly.
+        edge: Largest stable learning rate of the first group (`rightbatch.range_test`); no new
+            rate is above, and all groups are cut alike.
+        momentum: "keep" the momentum of SGD and RMSprop, or "examples": keep its half-life in
+            examples, and ``lr / (1 - momentum)`` on the rule.
+        first_beta: "auto" keeps the first beta's half-life in examples up to 4-fold changes and
+            the beta itself beyond; "examples" and "keep" do one of them always.
+        scheduler: A torch scheduler of this optimizer, whose rates are scaled too.
+        model_ema: A decay, an object with a ``decay``, or torch's ``AveragedModel``: its
+            half-life in examples is kept. A plain number comes back as `ScalingReport.model_ema`.
+        model: Whose BatchNorm layers shall keep the memory of running statistics in examples;
+            left out, they stay.
+        warmup_examples: Length of the warm-up in examples, to have it counted in steps.
+        dry_run: Only report; change nothing.
+
+    Returns:
+        Every setting from what to what and why, whether each rule holds, and warnings.
+
+    Raises:
+        ValueError: If a number is out of range, a choice is unknown, or there is no rate to
+            scale. Nothing has been changed then.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = torch.optim.AdamW([weight], lr=0.001, betas=(0.9, 0.875), weight_decay=0.1)
+        >>> known = {"noise_scale": 1000.0, "first_beta": "keep"}
+        >>> report = scale_hyperparameters(optimizer, 64, 256, **known)
+        >>> group = optimizer.param_groups[0]
+        >>> group["lr"], group["betas"], group["weight_decay"], report.valid
+        (0.002, (0.9, 0.586181640625), 0.2, True)
+        >>> _ = scale_hyperparameters(optimizer, 256, 64, **known)
+        >>> group["lr"], group["betas"], group["weight_decay"]
+        (0.001, (0.9, 0.875), 0.1)
+
+    References:
+        See `rightbatch.scaling.scale_learning_rate` and `rightbatch.scaling.settings`.
+    """
+    move = Move(
+        from_batch_size=from_batch_size,
+        to_batch_size=to_batch_size,
+        rule=rule,
+        noise_scale=noise_scale,
+        critical_batch_size=critical_batch_size,
+        edge=edge,
+        momentum=momentum,
+        first_beta=first_beta,
+    )
+    prepared = _prepare(optimizer, move)
+    extra, writes = _attached(prepared, move, scheduler, model_ema, model, warmup_examples)
+    report = replace(
+        prepared.report,
+        changes=(*prepared.report.changes, *extra),
+        warnings=(*prepared.report.warnings, *_stale(optimizer, scheduler, move)),
+        model_ema=next((c.after for c in extra if c.parameter == "model_ema"), None),
+    )
+    if not dry_run:
+        _write(optimizer, prepared)
+        for write in writes:
+            write()
+    return report
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A move, worked out in full before the first number is written."""
+
+    family: OptimizerFamily | None
+    groups: Sequence[Group]
+    moved: Sequence[Moved]
+    growths: Sequence[float]  # of each group's second moments
+    report: ScalingReport
+
+
+def _prepare(optimizer: Optimizer, move: Move) -> _Prepared:
+    family = _nearest_family(type(optimizer))
+    groups = _read_groups(optimizer, family, move)
+    rates = common_rates(groups, family, move)
+    moved = [moved_group(group, family, move, rates) for group in groups]
+    growths = [1.0] * len(groups)
+    if family is not None and family.second_moments:
+        for index, group in enumerate(moved):
+            growth, origins = second_moment_move(optimizer, index, family, move, group.origins)
+            growths[index] = growth
+            moved[index] = replace(group, origins=origins)
+    name = type(optimizer).__name__
+    report = assemble(name, family, move, rates, groups, moved)
+    if max(growths) > 1:
+        changes = (*report.changes, _second_moment(max(growths), move))
+        report = replace(report, changes=changes)
+    return _Prepared(family=family, groups=groups, moved=moved, growths=growths, report=report)
+
+
+def _nearest_family(kind: type) -> OptimizerFamily | None:
+    found = (family_of(ancestor.__name__) for ancestor in kind.__mro__)
+    return next((family for family in found if family is not None), None)
+
+
+def _read_groups(
+    optimizer: Optimizer, family: OptimizerFamily | None, move: Move
+) -> tuple[Group, ...]:
+    memories = [group.get(MEMORY) or {} for group in optimizer.param_groups]
+    # A group that joined later, or a size that is not the one we left, starts a new history.
+    known = all(memory.get("batch_size") == move.from_batch_size for memory in memories)
+    groups = []
+    for index, (group, memory) in enumerate(zip(optimizer.param_groups, memories, strict=True)):
+        values = _numbers(group)
+        rate = values.get("lr")
+        if rate is None or not (math.isfinite(rate) and rate >= 0):
+            raise ValueError(
+                f"group {index} of the optimizer must have a finite learning rate 'lr' of at least "
+                f"0, got {group.get('lr')!r}. There is nothing to scale: set one first."
+            )
+        origins: Origins = (
+            origins_from_state(memory) if known else fresh_origins(move.from_batch_size)
+        )
+        decoupled = family is not None and is_decoupled(family, group)
+        groups.append(Group(values=values, origins=origins, decoupled=decoupled))
+    return tuple(groups)
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
+    betas = group.get("betas", ())
+    flat = {**group, **{name: betas[i] for name, i in _BETAS.items() if i < len(betas)}}
+    numbers: dict[str, float] = {}
+    for name, value in flat.items():
+        is_scalar = isinstance(value, Tensor) and value.numel() == 1
+        if is_scalar or (isinstance(value, int | float) and not isinstance(value, bool)):
+            numbers[name] = float(value)
+    return numbers
+
+
+def _second_moment(growth: float, move: Move) -> Change:
+    known = move.noise_scale is not None
+    return Change(
+        parameter="second_moment",
+        before=1.0,
+        after=growth,
+        why="smaller batches are noisier: times the ratio of the noise"
+        if known
+        else "smaller batches are noisier: times the most that they can be, noise not measured",
+        validity=Validity.HOLDS if known else Validity.UNCHECKED,
+    )
+
+
+def _attached(
+    prepared: _Prepared,
+    move: Move,
+    scheduler: Any,
+    model_ema: Any,
+    model: nn.Module | None,
+    warmup_examples: float | None,
+) -> tuple[list[Change], list[Write]]:
+    """Work out what hangs on the optimizer: rows of the report, and how to write them."""
+    kappa = move.to_batch_size / move.from_batch_size
+    changes: list[Change] = []
+    writes: list[Write] = []
+    if scheduler is not None:
+        pairs = zip(prepared.groups, prepared.moved, strict=True)
+        factors = [new.origins.rate_factor / old.origins.rate_factor for old, new in pairs]
+        writes += scheduler_moves(scheduler, factors)
+    if model_ema is not None:
+        change, write = ema_move(model_ema, kappa)
+        changes.append(change)
+        writes.append(write)
+    if model is not None:
+        moves = list(batch_norm_moves(model, kappa))
+        changes += dict.fromkeys(change for change, _ in moves)
+        writes += [write for _, write in moves]
+    if warmup_examples is not None:
+        changes.append(_warmup(warmup_examples, move))
+    return changes, writes
+
+
+def _warmup(examples: float, move: Move) -> Change:
+    if not (math.isfinite(examples) and examples >= 0):
+        raise ValueError(
+            f"`warmup_examples` must not be negative, got warmup_examples={examples!r}. "
+            "It counts examples, not steps."
+        )
+    return Change(
+        parameter="warmup_steps",
+        before=steps_for_examples(examples, move.from_batch_size),
+        after=steps_for_examples(examples, move.to_batch_size),
+        why="as many examples",
+        validity=Validity.HOLDS,
+    )
+
+
+def _stale(optimizer: Optimizer, scheduler: Any, move: Move) -> tuple[str, ...]:
+    has_scheduler = any("initial_lr" in group for group in optimizer.param_groups)
+    if scheduler is not None or not has_scheduler or move.from_batch_size == move.to_batch_size:
+        return ()
+    return (
+        "a scheduler drives this optimizer and was not passed: one that computes from its own base "
+        "rates will put the old rate back at its next step. Pass `scheduler`.",
+    )
+
+
+def _write(optimizer: Optimizer, prepared: _Prepared) -> None:
+    pairs = zip(optimizer.param_groups, prepared.moved, prepared.growths, strict=True)
+    for index, (group, moved, growth) in enumerate(pairs):
+        if prepared.family is not None:
+            decays = {c.parameter: (c.before, c.after) for c in moved.changes}
+            carry_state(optimizer, index, prepared.family, decays, growth)
+        for change in moved.changes:
+            if change.before != change.after:
+                _write_setting(group, change.parameter, change.after)
+        group[MEMORY] = moved.origins.as_written(_numbers(group)).as_state()
+
+
+def _write_setting(group: dict[str, Any], name: str, value: float) -> None:
+    if name not in _BETAS:
+        write_number(group, name, value)
+        return
+    betas = list(group["betas"])
+    write_number(betas, _BETAS[name], value)
+    group["betas"] = tuple(betas)
