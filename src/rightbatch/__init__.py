@@ -102,6 +102,7 @@ __all__ = [
     "plan",
     "race",
     "range_test",
+    "scale_hyperparameters",
     "supervised",
     "synchronize_batch_norm",
     "track_noise",
