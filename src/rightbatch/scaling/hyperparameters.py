@@ -21,6 +21,8 @@ from rightbatch.scaling.settings import decay_over_examples, decoupled_weight_de
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # torch's schedulers keep theirs in the groups
 
+_ROUNDING = 1e-9  # ten times 1 - 0.9 is not quite 1
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +285,7 @@ def _memory(group: Group, name: str, move: Move) -> Validity:
     origin = group.origins.of(name, group.values[name])
     steps = (move.to_batch_size / origin.batch_size) * (1 - origin.value)
     growing = move.to_batch_size > origin.batch_size
-    return Validity.OUTSIDE if growing and steps >= 1 else Validity.HOLDS
+    return Validity.OUTSIDE if growing and steps >= 1 - _ROUNDING else Validity.HOLDS
 
 
 def _kept(group: Group, name: str, why: str) -> Change:
