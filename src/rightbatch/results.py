@@ -190,8 +190,7 @@ class ThroughputProfile:
     advice: str = ""  # what to try, a sentence
     clocks: LoopClocks | None = None  # None: too slow for the time budget
     shares: StepShares | None = None
-    workers: tuple[WorkerPoint, ...] = ()  # ascending; where loading matters
-    workers_batch_size: int | None = None  # that they loaded
+    workers: tuple[WorkerPoint, ...] = ()  # ascending; at the clocks' size, where loading matters
     shape: StepShape | None = None  # None: fewer than four sizes
 
 
@@ -343,7 +342,7 @@ class Candidate:
     relative_time: float
     relative_cost: float
     fits: bool
-    devices: int = 1  # that share the batch
+    devices: int | None = None  # that share the batch; None: as many as the plan's
     communication_seconds: float = 0.0  # of step_seconds: adding up the gradients of all devices
     assumed: bool = False  # communication was not measured: from a bandwidth, or counted as free
 
@@ -369,7 +368,8 @@ class FrontPoint:
     seconds_high: float | None = None
     cost: float | None = None  # in the currency of the price; needs one
     meets_limits: bool | None = None  # deadline and budget; None: neither given, or cannot be told
-    steps_allowed: float | None = None  # steps at today's batch size within the limits given ...
+    counted_at: int | None = None  # batch size of steps_allowed, today's; None: fewest possible
+    steps_allowed: float | None = None  # steps of a run within the limits given ...
     steps_allowed_low: float | None = None  # ... at 95 %
     steps_allowed_high: float | None = None
 

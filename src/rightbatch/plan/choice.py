@@ -112,7 +112,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         batch_size=way.batch_size,
         critical=float(np.median(weighed.critical)),
     )
-    points = front_points(front, candidates)
+    points = front_points(weighed, front, candidates)
     costs = compare_costs(weighed, front, options, today)
     decision = Decision(
         chosen=way,

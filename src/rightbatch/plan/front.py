@@ -110,12 +110,16 @@ def _within_limits(
     return taken[options.objective]
 
 
-def front_points(front: Front, candidates: tuple[Candidate, ...]) -> tuple[FrontPoint, ...]:
+def front_points(
+    weighed: Weighed, front: Front, candidates: tuple[Candidate, ...]
+) -> tuple[FrontPoint, ...]:
     """Write the front as results, the cheapest first."""
-    return tuple(_point(front, candidates[i], i) for i in front.indices)
+    return tuple(
+        _point(front, candidates[i], i, devices=weighed.ways[i].devices) for i in front.indices
+    )
 
 
-def _point(front: Front, candidate: Candidate, index: int) -> FrontPoint:
+def _point(front: Front, candidate: Candidate, index: int, *, devices: int) -> FrontPoint:
     length = front.lengths[index]
     low, middle, high = length.seconds or (None, None, None)
     least, steps, most = length.steps_allowed or (None, None, None)
@@ -123,7 +127,7 @@ def _point(front: Front, candidate: Candidate, index: int) -> FrontPoint:
         batch_size=candidate.batch_size,
         micro_batch_size=candidate.micro_batch_size,
         accumulation_steps=candidate.accumulation_steps,
-        devices=candidate.devices,
+        devices=devices,
         relative_time=candidate.relative_time,
         relative_cost=candidate.relative_cost,
         assumed=candidate.assumed,
@@ -133,6 +137,7 @@ def _point(front: Front, candidate: Candidate, index: int) -> FrontPoint:
         seconds_high=high,
         cost=length.cost,
         meets_limits=length.meets_limits,
+        counted_at=length.counted_at,
         steps_allowed=steps,
         steps_allowed_low=least,
         steps_allowed_high=most,

@@ -98,8 +98,8 @@ def limits_words(options: PlanOptions) -> str:
 
 def _allowed(front: tuple[FrontPoint, ...], limits: str, today: int | None) -> str:
     each = [
-        f"{format_interval(p.steps_allowed, p.steps_allowed_low, p.steps_allowed_high)} with "
-        f"{point_words(p)}"
+        f"{format_interval(p.steps_allowed, p.steps_allowed_low, p.steps_allowed_high)} on "
+        f"{devices_words((p.devices,))}"
         for p in front
     ]
     kept = f"{limits[0].upper()}{limits[1:]} can be kept if the run needs, "

@@ -26,6 +26,7 @@ class RunLength:
     cost: float | None
     meets_limits: bool | None
     steps_allowed: tuple[float, float, float] | None  # low, middle, high
+    counted_at: int | None  # batch size of the steps allowed
 
 
 def run_length(weighed: Weighed, way: int, options: PlanOptions, today: int | None) -> RunLength:
@@ -45,13 +46,13 @@ def run_length(weighed: Weighed, way: int, options: PlanOptions, today: int | No
     most = longest_seconds(options, devices)
     if options.steps_today is None:
         allowed = None if most is None else _three(most / each)
-        return RunLength(None, None, None, allowed)
+        return RunLength(None, None, None, allowed, today)
     seconds = _three(options.steps_today * each)
     cost = None
     if options.price_per_hour is not None:
         cost = seconds[1] * devices * options.price_per_hour / _SECONDS_PER_HOUR
     meets = None if most is None else seconds[1] <= most
-    return RunLength(seconds, cost, meets, None if most is None else _three(most / each))
+    return RunLength(seconds, cost, meets, None if most is None else _three(most / each), today)
 
 
 def longest_seconds(options: PlanOptions, devices: int) -> float | None:

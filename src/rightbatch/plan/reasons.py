@@ -74,8 +74,8 @@ def explain(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[s
         *_memory(inputs.memory, decision.candidates, chosen.devices),
         *_against_today(decision, min(options.devices)),
         *([f"The learning rate {decision.rate_source}."] if decision.rate_source else []),
-        *_communication(row, options),
-        *_cost(row, options),
+        *_communication(chosen, row, options),
+        *_cost(chosen, row, options),
     )
 
 
@@ -191,29 +191,29 @@ def _against_today(decision: Decision, here: int) -> list[str]:
     ]
 
 
-def _communication(row: Candidate, options: PlanOptions) -> list[str]:
-    if row.devices == 1:
+def _communication(chosen: Way, row: Candidate, options: PlanOptions) -> list[str]:
+    if chosen.devices == 1:
         return []
     if options.allreduce_gbps is None:
         return [
-            f"The {row.devices} devices are assumed to share the work at no cost: communication "
+            f"The {chosen.devices} devices are assumed to share the work at no cost: communication "
             "was not measured."
         ]
     share = 100 * row.communication_seconds / row.step_seconds
     return [
-        f"Adding up the gradients of {row.devices} devices is assumed to take "
+        f"Adding up the gradients of {chosen.devices} devices is assumed to take "
         f"{format_seconds(row.communication_seconds)} of each step ({share:.0f} %), at "
         f"{options.allreduce_gbps:g} gigabits per second and no overlap with computing: it was "
         "not measured."
     ]
 
 
-def _cost(row: Candidate, options: PlanOptions) -> list[str]:
+def _cost(chosen: Way, row: Candidate, options: PlanOptions) -> list[str]:
     reasons: list[str] = []
     if options.objective == "cost" and len(options.devices) == 1:
         reasons.append("With the number of devices fixed, the least cost is the least time.")
     if options.price_per_hour is not None:
-        per_step = row.step_seconds * row.devices * options.price_per_hour / 3600
+        per_step = row.step_seconds * chosen.devices * options.price_per_hour / 3600
         million = per_step / row.batch_size * 1e6
         reasons.append(
             f"At {options.price_per_hour:g} per device-hour, a million examples cost {million:.3g}."

@@ -17,11 +17,13 @@ from rightbatch._format import (
     format_seconds,
 )
 from rightbatch.report.figures import figures
+from rightbatch.report.front_tables import plan_tables
 from rightbatch.report.snippet import next_steps
 from rightbatch.report.tables import Table, candidates_table, tables
 from rightbatch.report.words import (
     INSTRUMENTS,
     Finding,
+    all_warnings,
     details,
     findings,
     headline,
@@ -43,6 +45,11 @@ _CAPTIONS = {
     "trade_off": (
         "Why there is a best",
         "A larger batch needs fewer steps but each takes longer: time is the product of the two.",
+    ),
+    "front": (
+        "Time against cost",
+        "Each labelled point is a number of devices: no other way is both faster and cheaper. "
+        "Faint points are beaten by one of them.",
     ),
     "memory": (
         "Peak memory",
@@ -166,8 +173,9 @@ def render_html(results: Results) -> str:
         details=details(plan) if plan else (),
         tiles=_tiles(results, plan) if plan else (),
         candidates=candidates_table(plan) if plan and plan.candidates else None,
+        plan_tables=plan_tables(plan) if plan else (),
         reasons=results.plan.reasons if results.plan else (),
-        warnings=results.task.warnings,
+        warnings=all_warnings(results),
         code="\n".join(next_steps(results)),
         sections=_sections(results, drawings),
         drawings=drawings,

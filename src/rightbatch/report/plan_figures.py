@@ -1,10 +1,11 @@
 """Figures of the plan: what each batch size would take, and the two curves that make it so."""
 
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from rightbatch._format import format_count, format_ratio, format_seconds
+from rightbatch._format import format_count, format_number, format_ratio, format_seconds
 from rightbatch.report.canvas import (
     BATCH_SIZE,
     CHOICE,
@@ -19,8 +20,11 @@ from rightbatch.report.canvas import (
     marker,
     stretch,
 )
-from rightbatch.report.tables import cost_differs, current_candidate, mark
-from rightbatch.results import Candidate, Plan, Results, Status
+from rightbatch.report.front_tables import is_chosen
+from rightbatch.report.tables import cost_differs, current_candidate, mark, same_devices
+from rightbatch.results import Candidate, FrontPoint, Plan, Results, Status
+
+_ROOM = 3.0  # beaten ways further than this beyond the front are not drawn
 
 
 def plan_figure(results: Results) -> go.Figure | None:
@@ -33,11 +37,12 @@ def plan_figure(results: Results) -> go.Figure | None:
     if plan is None:
         return None
     figure = canvas(height=420)
-    sizes = [c.batch_size for c in plan.candidates]
-    values = [c.relative_time for c in plan.candidates]
+    candidates = same_devices(plan)
+    sizes = [c.batch_size for c in candidates]
+    values = [c.relative_time for c in candidates]
     costs = cost_differs(plan)
     if costs:
-        values += [c.relative_cost for c in plan.candidates]
+        values += [c.relative_cost for c in candidates]
     if plan.current is not None:
         sizes.append(plan.current.batch_size)
         values.append(_current_time(plan))
@@ -51,20 +56,23 @@ def plan_figure(results: Results) -> go.Figure | None:
     figure.add_trace(_line(best, [c.relative_time for c in best], "time", MEASURED, "solid"))
     if costs:
         figure.add_trace(_line(best, [c.relative_cost for c in best], "cost", SECOND, "dash"))
-    others = [c for c in plan.candidates if c.fits and not any(c is kept for kept in best)]
+    others = [c for c in candidates if c.fits and not any(c is kept for kept in best)]
     _points(figure, plan, others, "other layouts", marker(MEASURED, size=6, hollow=True))
-    impossible = [c for c in plan.candidates if not c.fits]
+    impossible = [c for c in candidates if not c.fits]
     _points(figure, plan, impossible, "does not fit", marker(FAINT, "x", 9))
     _mark_current(figure, plan)
-    chosen = [c for c in plan.candidates if mark(c, plan) == "choice"]
+    chosen = [c for c in candidates if mark(c, plan) == "choice"]
     _points(figure, plan, chosen, "recommended", marker(CHOICE, "diamond", 15))
     return figure
 
 
 def frontier(plan: Plan) -> list[Candidate]:
-    """Keep the fastest layout that fits of each batch size, ascending in batch size."""
+    """Keep the fastest layout that fits of each batch size, ascending in batch size.
+
+    On as many devices as are recommended.
+    """
     best: dict[int, Candidate] = {}
-    for candidate in plan.candidates:
+    for candidate in same_devices(plan):
         rival = best.get(candidate.batch_size)
         if candidate.fits and (rival is None or candidate.relative_time < rival.relative_time):
             best[candidate.batch_size] = candidate
@@ -178,3 +186,90 @@ def trade_off_figure(results: Results) -> go.Figure | None:
     figure.add_trace(_line(best, steps, "steps needed", MEASURED, "solid"))
     figure.add_trace(_line(best, seconds, "time of one step", SECOND, "dash"))
     return figure
+
+
+def front_figure(results: Results) -> go.Figure | None:
+    """Draw cost against time: a point for each number of devices that no other way beats."""
+    plan = _drawable(results)
+    if plan is None or len(plan.front) < 2:
+        return None
+    figure = canvas(height=360)
+    beaten = [c for c in plan.candidates if c.fits and not _is_on_front(c, plan)]
+    # What is far off would squeeze the front into a corner.
+    most_time = _ROOM * max(p.relative_time for p in plan.front)
+    most_cost = _ROOM * max(p.relative_cost for p in plan.front)
+    beaten = [c for c in beaten if c.relative_time < most_time and c.relative_cost < most_cost]
+    shown = [*plan.front, *beaten]
+    figure.update_layout(
+        showlegend=True,
+        xaxis=log_axis(
+            "time, over the fastest", [1.0, *(p.relative_time for p in shown)], format_ratio
+        ),
+        yaxis=log_axis(
+            "cost (device-hours), over the cheapest",
+            [1.0, *(p.relative_cost for p in shown)],
+            format_ratio,
+        ),
+    )
+    figure.add_trace(
+        go.Scatter(
+            x=[c.relative_time for c in beaten],
+            y=[c.relative_cost for c in beaten],
+            mode="markers",
+            name="beaten",
+            marker=marker(FAINT, size=5, hollow=True),
+            text=[_words(c) for c in beaten],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+    figure.add_trace(_front_line(plan.front))
+    for point in plan.front:
+        figure.add_annotation(
+            x=math.log10(point.relative_time), y=math.log10(point.relative_cost),
+            text=f"{point.devices} x", showarrow=False, xanchor="left", yanchor="bottom",
+            xshift=7, yshift=3, font={"size": 12},
+        )  # fmt: skip
+    chosen = [p for p in plan.front if is_chosen(p, plan)]
+    figure.add_trace(
+        go.Scatter(
+            x=[p.relative_time for p in chosen],
+            y=[p.relative_cost for p in chosen],
+            mode="markers",
+            name="recommended",
+            marker=marker(CHOICE, "diamond", 15),
+            text=[f"<b>recommended</b><br>{_point_words(p)}" for p in chosen],
+            hovertemplate="%{text}<extra></extra>",
+        )
+    )
+    return figure
+
+
+def _is_on_front(candidate: Candidate, plan: Plan) -> bool:
+    same = (candidate.devices, candidate.batch_size)
+    return any((p.devices, p.batch_size) == same for p in plan.front)
+
+
+def _front_line(front: Sequence[FrontPoint]) -> go.Scatter:
+    return go.Scatter(
+        x=[p.relative_time for p in front],
+        y=[p.relative_cost for p in front],
+        mode="lines+markers",
+        name="front",
+        line={"color": MEASURED, "width": 1.4, "dash": "dot"},
+        marker=marker(MEASURED, size=9),
+        text=[_point_words(p) for p in front],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _point_words(point: FrontPoint) -> str:
+    devices = f"{point.devices} {'device' if point.devices == 1 else 'devices'}"
+    words = (
+        f"{devices}, {format_count(point.batch_size)} examples<br>"
+        f"time {format_ratio(point.relative_time)}, cost {format_ratio(point.relative_cost)}"
+    )
+    if point.seconds is not None:
+        words += f"<br>the run takes {format_seconds(point.seconds)}"
+    if point.cost is not None:
+        words += f", costs {format_number(point.cost, 3)}"
+    return words

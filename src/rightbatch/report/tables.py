@@ -62,9 +62,10 @@ def candidates_table(plan: Plan, *, limit: int | None = None) -> Table:
             does not fit stay; of the rest those nearest to the choice. ``None``: all.
 
     Returns:
-        One row a candidate, ascending in batch size.
+        One row a candidate on as many devices as are recommended, ascending in batch size.
     """
-    shown = sorted(plan.candidates, key=lambda c: (c.batch_size, c.accumulation_steps))
+    listed = same_devices(plan)
+    shown = sorted(listed, key=lambda c: (c.batch_size, c.accumulation_steps))
     marks = {id(c): mark(c, plan) for c in shown}
     kept = shown if limit is None else _nearest(shown, marks, plan, limit)
     layout = "micro x accum. x devices" if plan.devices > 1 else ""
@@ -101,11 +102,21 @@ def mark(candidate: Candidate, plan: Plan) -> str:
     return "current" if today is not None and today is candidate else ""
 
 
+def same_devices(plan: Plan) -> tuple[Candidate, ...]:
+    """Keep the candidates on as many devices as are recommended."""
+    return tuple(c for c in plan.candidates if c.devices in (None, plan.devices))
+
+
 def current_candidate(plan: Plan) -> Candidate | None:
     """Find the fastest candidate of the current batch size, if the plan weighed one."""
     if plan.current is None:
         return None
-    same = [c for c in plan.candidates if c.batch_size == plan.current.batch_size]
+    devices = plan.devices if plan.current.devices is None else plan.current.devices
+    same = [
+        c
+        for c in plan.candidates
+        if c.batch_size == plan.current.batch_size and c.devices in (None, devices)
+    ]
     return min(same, key=lambda c: c.relative_time, default=None)
 
 

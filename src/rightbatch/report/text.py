@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from rightbatch.report.front_tables import plan_tables
 from rightbatch.report.snippet import next_steps
 from rightbatch.report.tables import Table, candidates_table, tables
 from rightbatch.report.words import (
     NO_BREAK,
     Finding,
+    all_warnings,
     details,
     findings,
     headline,
@@ -25,6 +27,7 @@ from rightbatch.results import Results, Status
 
 _INDENT = "  "
 _MOST_CANDIDATES = 7
+_WIDEST_TABLE = 160  # columns; a cell that is cut off would tell less than a wide line
 _MARKS = {"choice": ">", "current": "*"}
 
 
@@ -57,7 +60,7 @@ def render_text(results: Results, *, width: int = 92) -> str:
         _measured(results, width),
         *_tables(results, width),
         _list("Why", results.plan.reasons if results.plan else (), width),
-        _list("Warnings", results.task.warnings, width),
+        _list("Warnings", all_warnings(results), width),
         _code(results),
         _wrapped(time_spent(results), width, indent=""),
     ]
@@ -99,7 +102,8 @@ def _with_doubt(finding: Finding, said: set[str]) -> str:
 
 def _tables(results: Results, width: int) -> list[list[str]]:
     if results.plan is not None and results.plan.candidates:
-        return [_table(candidates_table(results.plan, limit=_MOST_CANDIDATES), width)]
+        made = (candidates_table(results.plan, limit=_MOST_CANDIDATES), *plan_tables(results.plan))
+        return [_table(table, width) for table in made]
     parts = measured(results)
     return [_table(table, width) for table in tables(results, parts[0])] if len(parts) == 1 else []
 
@@ -114,7 +118,7 @@ def _table(table: Table, width: int) -> list[str]:
     stream = io.StringIO()
     # Every choice that rich would make from its surroundings is made here: the same text always.
     console = Console(
-        file=stream, width=max(width, 60), color_system=None, force_jupyter=False,
+        file=stream, width=max(width, _WIDEST_TABLE), color_system=None, force_jupyter=False,
         legacy_windows=False, highlight=False, markup=False, emoji=False,
     )  # fmt: skip
     console.print(drawn)

@@ -89,6 +89,11 @@ def subject(results: Results) -> str:
     return ", ".join(words)
 
 
+def all_warnings(results: Results) -> tuple[str, ...]:
+    """Gather what preflight found, and what the plan takes for granted."""
+    return (*results.task.warnings, *(results.plan.warnings if results.plan else ()))
+
+
 def headline(results: Results) -> str | None:
     """Say in one sentence what to train with, or why nothing can be said.
 
@@ -133,10 +138,13 @@ def details(plan: Plan) -> tuple[str, ...]:
 def _gain(plan: Plan) -> str | None:
     if plan.current is None or plan.speedup is None:
         return None
-    if plan.current.batch_size == plan.batch_size:
+    here = plan.current.devices
+    if plan.current.batch_size == plan.batch_size and here is None:
         return "It is what you train with today."
     ratio = format_interval(plan.speedup, plan.speedup_low, plan.speedup_high, number=format_ratio)
     today = f"today's batch size {format_count(plan.current.batch_size)}"
+    if here is not None:
+        today += f" on {format_count(here)} {'device' if here == 1 else 'devices'}"
     sentence = f"Expect {ratio} the speed of {today}, to the same loss"
     unsure = plan.speedup_low is not None and plan.speedup_low <= 1
     return f"{sentence}; it may be no gain at all." if unsure else f"{sentence}."
