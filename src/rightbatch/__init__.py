@@ -21,7 +21,7 @@ from rightbatch.errors import (
 )
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import measure_memory, measure_throughput
-from rightbatch.lr import race, range_test
+from rightbatch.lr import ExampleLR, race, range_test
 from rightbatch.noise import (
     Calibration,
     Explanation,
@@ -64,6 +64,7 @@ __all__ = [
     "CoupledLoss",
     "CriticalBatchSize",
     "DataUnavailable",
+    "ExampleLR",
     "Explanation",
     "Findings",
     "GeometryNoise",
