@@ -165,13 +165,11 @@ def find(
     micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)
     run.part("track", track_noise, micro_batch_size=micro, trust_loss=True)
-    provisional = plan(run.findings, **options)
-    run.learning_rate(provisional)
-    final_plan = plan(run.findings, **options)
+    run.learning_rate(provisional=plan(run.findings, **options))
     critical = critical_batch_size(
         run.findings.noise, run.findings.track, optimizer=run.findings.task.optimizer
     )
-    return run.keep(plan=final_plan, critical_batch_size=critical)
+    return run.keep(plan=plan(run.findings, **options), critical_batch_size=critical)
 
 
 def noise_micro_batch_size(task: Task, throughput: ThroughputProfile) -> int:

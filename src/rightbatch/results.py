@@ -29,6 +29,7 @@ class Status(StrEnum):
     ASSUMED = "assumed"
     NOT_YET = "not_yet"
     BRACKET = "bracket"
+    NOT_DETERMINED = "not_determined"
 
     @property
     def sentence(self) -> str:
@@ -78,6 +79,10 @@ _SENTENCES = {
     Status.BRACKET: (
         "No unbiased estimate exists: the truth lies between two estimates, one biased down, "
         "one up."
+    ),
+    Status.NOT_DETERMINED: (
+        "The data do not determine it: its interval has an open end. "
+        "Measure more sizes, and further apart."
     ),
 }
 
@@ -327,6 +332,17 @@ class CriticalBatchSize:
     low: float
     high: float | None
     source: str  # "noise", "branch" or "sweep"
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsFit:
+    """How the examples needed to reach a target grow with the batch size: E_min (1 + b / B_c)."""
+
+    minimal_examples: float | None  # E_min, at the smallest batches; None: B_c is not determined
+    critical_batch_size: CriticalBatchSize  # B_c, which a plan can be made with
+    residual: float  # root mean square of log(measured / fitted)
+    num_sizes: int
     status: Status
 
 

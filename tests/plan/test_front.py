@@ -70,7 +70,9 @@ def test_no_candidate_beats_a_point_of_the_front_by_more_than_a_tie(
 
 def test_cost_is_time_times_devices() -> None:
     result = made()
-    ratios = {round(c.relative_cost / (c.relative_time * c.devices), 9) for c in result.candidates}
+    ratios = {
+        round(c.relative_cost / (c.relative_time * (c.devices or 0)), 9) for c in result.candidates
+    }
     assert len(ratios) == 1
 
 

@@ -21,7 +21,7 @@ def test_the_all_reduce_comes_once_a_step_however_much_is_accumulated() -> None:
         expected = 0.01 if c.devices == 2 else 0.0  # 1e6 * 32 bits at 3.2e9 a second, once
         assert c.communication_seconds == pytest.approx(expected, rel=1e-12)
         assert c.step_seconds == pytest.approx(passes + expected, rel=1e-9)
-        assert c.batch_size == c.micro_batch_size * c.accumulation_steps * c.devices
+        assert c.batch_size == c.micro_batch_size * c.accumulation_steps * (c.devices or 0)
     assert any(c.accumulation_steps > 1 and c.devices == 2 for c in made.candidates)
 
 

@@ -14,6 +14,9 @@ from rightbatch.plan.reasons import Decision, Speedup, explain, warn
 from rightbatch.plan.weigh import Weighed, list_candidates, near_best, weigh
 from rightbatch.results import CriticalBatchSize, Current, Plan, Status, TaskFacts
 
+# What is worth saying of the critical batch size is worth saying of the plan.
+_DOUBTFUL = (Status.UNRESOLVED, Status.AT_LEAST, Status.DIVERGED, Status.NOT_DETERMINED)
+
 
 def plan(
     *results: Any,
@@ -102,7 +105,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     weighed = weigh(inputs, options)
     candidates = list_candidates(weighed, inputs.throughput)
     front = find_front(weighed, candidates, options, today)
-    way, tied = weighed.ways[front.chosen], front.tied[front.chosen]
+    way = weighed.ways[front.chosen]
     current, speedup = _against_today(today, weighed, front.chosen)
     low, high = near_best(weighed, front.chosen)
     rate, rate_source = suggest_learning_rate(
@@ -112,17 +115,15 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         batch_size=way.batch_size,
         critical=float(np.median(weighed.critical)),
     )
-    points = front_points(weighed, front, candidates)
-    costs = compare_costs(weighed, front, options, today)
     decision = Decision(
         chosen=way,
         row=candidates[front.chosen],
-        tied=tied,
+        tied=front.tied[front.chosen],
         candidates=candidates,
-        front=points,
+        front=front_points(weighed, front, candidates),
         dominated=front.dominated,
         left_out=weighed.left_out,
-        costs=costs,
+        costs=compare_costs(weighed, front, options, today),
         today=today,
         speedup=speedup,
         rate_source=rate_source,
@@ -143,10 +144,10 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         speedup_low=speedup.low,
         speedup_high=speedup.high,
         reasons=explain(inputs, options, decision),
-        status=_status(inputs.critical, tied),
+        status=_status(inputs.critical, decision.tied),
         warnings=warn(options, decision),
-        front=points,
-        costs=costs,
+        front=decision.front,
+        costs=decision.costs,
     )
 
 
@@ -156,7 +157,7 @@ def _with_rate(facts: TaskFacts | None, rate: float | None) -> dict[str, float]:
 
 
 def _status(critical: CriticalBatchSize, tied: list[int]) -> Status:
-    if critical.status in (Status.UNRESOLVED, Status.AT_LEAST, Status.DIVERGED):
+    if critical.status in _DOUBTFUL:
         return critical.status
     return Status.TIE if len(tied) > 1 else Status.OK
 

@@ -136,6 +136,11 @@ def _statistics(critical: CriticalBatchSize) -> list[str]:
             f"The gradient noise could not be resolved (critical batch size: {size}): the choice "
             "hedges over three decades of it. Give it more time."
         ]
+    if critical.status is Status.NOT_DETERMINED:
+        return [
+            f"The runs do not determine the critical batch size ({size}): the choice hedges over "
+            "what they leave open."
+        ]
     if critical.status is Status.AT_LEAST:
         return [f"The critical batch size is {size}: larger batches may pay more than shown here."]
     return [

@@ -229,19 +229,21 @@ def front_figure(results: Results) -> go.Figure | None:
             text=f"{point.devices} x", showarrow=False, xanchor="left", yanchor="bottom",
             xshift=7, yshift=3, font={"size": 12},
         )  # fmt: skip
-    chosen = [p for p in plan.front if is_chosen(p, plan)]
-    figure.add_trace(
-        go.Scatter(
-            x=[p.relative_time for p in chosen],
-            y=[p.relative_cost for p in chosen],
-            mode="markers",
-            name="recommended",
-            marker=marker(CHOICE, "diamond", 15),
-            text=[f"<b>recommended</b><br>{_point_words(p)}" for p in chosen],
-            hovertemplate="%{text}<extra></extra>",
-        )
-    )
+    figure.add_trace(_recommended(plan))
     return figure
+
+
+def _recommended(plan: Plan) -> go.Scatter:
+    chosen = [p for p in plan.front if is_chosen(p, plan)]
+    return go.Scatter(
+        x=[p.relative_time for p in chosen],
+        y=[p.relative_cost for p in chosen],
+        mode="markers",
+        name="recommended",
+        marker=marker(CHOICE, "diamond", 15),
+        text=[f"<b>recommended</b><br>{_point_words(p)}" for p in chosen],
+        hovertemplate="%{text}<extra></extra>",
+    )
 
 
 def _is_on_front(candidate: Candidate, plan: Plan) -> bool:
