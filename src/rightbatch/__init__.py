@@ -21,7 +21,7 @@ from rightbatch.errors import (
 )
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import measure_memory, measure_throughput
-from rightbatch.lr import ExampleLR, race, range_test
+from rightbatch.lr import ExampleLR, one_forward_many_backwards, race, range_test
 from rightbatch.noise import (
     Calibration,
     Explanation,
@@ -99,6 +99,7 @@ __all__ = [
     "measure_memory",
     "measure_noise",
     "measure_throughput",
+    "one_forward_many_backwards",
     "per_example_grad_sq",
     "plan",
     "race",

@@ -2,9 +2,11 @@
 
 `range_test.py` sweeps the rate over decades and `curve.py` reads the sweep; `race.py` lets a few
 rates train side by side and drops the slower half again and again. `stepping.py` is their footing.
-`schedules.py` sets the rate by examples seen, along one of `shapes.py`.
+`schedules.py` sets the rate by examples seen, along one of `shapes.py`;
+`many_backwards.py` takes many steps from one forward pass, so that doing so can be measured.
 """
 
+from rightbatch.lr.many_backwards import one_forward_many_backwards
 from rightbatch.lr.race import race
 from rightbatch.lr.range_test import range_test
 from rightbatch.lr.schedules import ExampleLR
@@ -29,6 +31,7 @@ __all__ = [
     "Sequence",
     "Steps",
     "Warmup",
+    "one_forward_many_backwards",
     "race",
     "range_test",
 ]
