@@ -109,11 +109,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     current, speedup = _against_today(today, weighed, front.chosen)
     low, high = near_best(weighed, front.chosen)
     rate, rate_source = suggest_learning_rate(
-        inputs.race,
-        inputs.curve,
-        facts,
-        batch_size=way.batch_size,
-        critical=float(np.median(weighed.critical)),
+        inputs, way.batch_size, critical=float(np.median(weighed.critical))
     )
     decision = Decision(
         chosen=way,

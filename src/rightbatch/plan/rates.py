@@ -2,21 +2,17 @@
 
 import math
 
-from rightbatch.results import LRCurve, LRRace, TaskFacts
+from rightbatch.plan.inputs import Inputs
 from rightbatch.scaling import default_rule, scale_learning_rate
 
 _EDGE_SHARE = 0.5  # a rate that no race confirmed stays below half of where the loss rises
 
 
 def suggest_learning_rate(
-    race: LRRace | None,
-    curve: LRCurve | None,
-    facts: TaskFacts | None,
-    *,
-    batch_size: int,
-    critical: float,
+    inputs: Inputs, batch_size: int, *, critical: float
 ) -> tuple[float | None, str]:
     """Suggest the rate for this batch size, and say where it comes from in words."""
+    race, curve, facts = inputs.race, inputs.curve, inputs.task
     if race is not None and race.suggestion is not None:
         rate, origin = race.suggestion, race.batch_size
         raced = any(math.isclose(rate, e.learning_rate, rel_tol=1e-6) for e in race.entries)

@@ -5,7 +5,7 @@ E(b) = b S(b) = E_min (1 + b / B_c), fitted to log E; every size counts the same
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,14 +72,14 @@ def fit_steps(
     squares = np.array([_sum_of_squares(x, sizes, logs) for x in grid])
     near = int(squares.argmin())
     bracket = (grid[max(near - 1, 0)], grid[min(near + 1, _GRID - 1)])
-    found: Any = minimize_scalar(
+    found: Any = minimize_scalar(  # pyright: ignore[reportUnknownVariableType]
         _sum_of_squares,
         args=(sizes, logs),
         bounds=bracket,
         method="bounded",
         options={"xatol": 1e-10},
     )
-    best = float(found.x)
+    best = float(found.x)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
     least = _sum_of_squares(best, sizes, logs)
     inside = 0 < near < _GRID - 1
     low, high = _interval(grid, squares, best, least, sizes, logs, level)
@@ -158,5 +158,5 @@ def _interval(
 
 
 def _crossing(function: Callable[[float], float], left: float, right: float) -> float:
-    root: Any = brentq(function, left, right)
+    root = cast(float, brentq(function, left, right))
     return float(root)
