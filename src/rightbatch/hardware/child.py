@@ -5,12 +5,14 @@ task; the answer goes to ``answer.json`` there. Nothing is read from or written 
 """
 
 import ctypes
+import gc
 import json
 import os
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
 
@@ -33,6 +35,7 @@ from rightbatch.task import Task
 from rightbatch.task.data import to_device
 
 _LEAK_SHARE = 0.01  # of the budget, more in memory after each step than after the one before
+_QUIET_STEPS = 4  # without a new peak
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -42,7 +45,8 @@ class Job:
     """What to try."""
 
     batch_size: int
-    steps: int
+    steps: int  # at least
+    most_steps: int  # while the peak still grows
     accumulation_steps: int
     budget_bytes: int  # above what is in use once the task is there
     enforced: bool  # whether the system is to refuse more than that
@@ -124,17 +128,19 @@ class _Attempt:
 
     def _steps(self, meter: Meter, guard: "_Limit") -> Answer:
         meter.reset()
-        spent, left_over = 0.0, list[int]()
-        for done in range(1, self._job.steps + 1):
+        spent, peaks, left_over = 0.0, list[int](), list[int]()
+        while len(peaks) < self._job.steps or self._grows(peaks):
             start = wall_clock()
             take_step(self._task, self._batch, self._job.accumulation_steps)
             synchronize(self._device)
             spent += wall_clock() - start
-            left_over.append(guard.in_use_bytes())
-            rest = (self._job.steps - done) * spent / done
+            peaks.append(meter.peak_bytes())
+            if len(peaks) <= self._job.steps:
+                left_over.append(_live_bytes())
+            rest = (self._job.steps - len(peaks)) * spent / len(peaks)
             if self._job.seconds is not None and rest > 2 * self._job.seconds:
-                return Answer(outcome="slow", seconds_per_example=self._each(spent, done))
-        peak = meter.peak_bytes()
+                return Answer(outcome="slow", seconds_per_example=self._each(spent, len(peaks)))
+        peak = peaks[-1]
         if self._device.type == "cpu":
             peak += (prefetched_batches(self._task) + self._task.num_workers) * self._batch_bytes
         outcome = "thrash" if guard.thrashed() else "ok"
@@ -143,8 +149,17 @@ class _Attempt:
         return Answer(
             outcome=outcome,
             peak_bytes=peak,
-            seconds_per_example=self._each(spent, self._job.steps),
+            seconds_per_example=self._each(spent, len(peaks)),
         )
+
+    def _grows(self, peaks: list[int]) -> bool:
+        """Whether one of the last steps took more memory than all before it.
+
+        A heap is cut up in the first steps, and takes more until the pieces fit.
+        """
+        if len(peaks) >= self._job.most_steps:
+            return False
+        return peaks[-1] > peaks[-min(_QUIET_STEPS, len(peaks) - 1) - 1]
 
     def _batch(self) -> Any:
         batch = self._next()
@@ -155,11 +170,20 @@ class _Attempt:
         return spent / (steps * self._job.batch_size)
 
     def _leaks(self, left_over: list[int]) -> bool:
-        """Whether memory grew after every step but the first, which makes lasting state."""
+        """Whether more was alive after every step but the first, which makes lasting state."""
         least = _LEAK_SHARE * self._job.budget_bytes
         later = left_over[1:]
-        grown = [b - a for a, b in zip(left_over[1:-1], later[1:], strict=True)]
-        return len(grown) > 1 and min(grown) > least
+        return len(later) > 1 and all(b - a > least for a, b in pairwise(later))
+
+
+def _live_bytes() -> int:
+    """Count what tensors that Python knows hold."""
+    storages: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if issubclass(type(thing), torch.Tensor) and thing.layout is torch.strided:
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
 
 
 def _wake_up(device: torch.device) -> None:
@@ -179,9 +203,6 @@ def _wake_up(device: torch.device) -> None:
 
 class _Limit:
     """No limit; and what it can tell."""
-
-    def in_use_bytes(self) -> int:
-        return 0
 
     def thrashed(self) -> bool:
         return False
@@ -204,9 +225,6 @@ class _ProcessLimit(_Limit):
             hard = self._soft[1]
             soft = own if hard == resource.RLIM_INFINITY else min(own, hard)
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-    def in_use_bytes(self) -> int:
-        return self._read("VmRSS:") if sys.platform == "linux" else 0
 
     def lift(self) -> None:
         if self._soft is not None:
@@ -234,9 +252,6 @@ class _CudaLimit(_Limit):
             torch.cuda.set_per_process_memory_fraction(min(1.0, own / total), device)
         self._before = self._distress()
 
-    def in_use_bytes(self) -> int:
-        return torch.cuda.memory_allocated(self._device)
-
     def thrashed(self) -> bool:
         return self._distress() > self._before
 
@@ -257,9 +272,6 @@ class _MpsLimit(_Limit):
             own = torch.mps.driver_allocated_memory() + job.budget_bytes
             share = own / torch.mps.recommended_max_memory()
             torch.mps.set_per_process_memory_fraction(min(1.0, share))
-
-    def in_use_bytes(self) -> int:
-        return torch.mps.current_allocated_memory()
 
 
 def _limit_for(device: torch.device, job: Job) -> _Limit:

@@ -7,7 +7,7 @@ A fake tensor has a shape, a type and a device, but no numbers. Two small batche
 which dimensions grow with the batch. Afterwards everything real is back in its place.
 """
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, final
@@ -27,6 +27,7 @@ from rightbatch.task import Task
 from rightbatch.task.data import to_device
 
 _CUDA_GRANULE = 512  # bytes; what the caching allocator rounds up to
+_STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
 class CannotPredict(RightBatchError):
@@ -177,6 +178,10 @@ def _swap(task: Task, mode: FakeTensorMode) -> tuple[list[Tensor], Callable[[], 
 
 def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callable[[], None]:
     state = optimizer.state
+    # Hooks of a step tell the world outside, such as an average of the model: not of fakes.
+    hooks = {name: getattr(optimizer, name) for name in _STEP_HOOKS}
+    for name in hooks:
+        setattr(optimizer, name, OrderedDict())
     groups = [dict(group) for group in optimizer.param_groups]
     params = [list(group["params"]) for group in groups]
     optimizer.state = defaultdict(
@@ -188,9 +193,11 @@ def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callabl
 
     def undo() -> None:
         optimizer.state = state
-        for group, before, own in zip(optimizer.param_groups, groups, params, strict=True):
+        for name, own in hooks.items():
+            setattr(optimizer, name, own)
+        for group, before, trained in zip(optimizer.param_groups, groups, params, strict=True):
             group.update(before)
-            group["params"] = own
+            group["params"] = trained
 
     return undo
 

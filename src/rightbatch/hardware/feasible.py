@@ -16,8 +16,8 @@ from rightbatch.results import MemoryPoint, MemoryProfile, Status
 
 _OVERHEAD = 1.5  # real over predicted, until the first real peak says otherwise
 _WORSE = 1.3  # after a failure, the overhead is at least so much larger than assumed
-_AIM = 0.94  # of the budget
-_FULL = 0.9  # of the budget; then the answer is good enough
+_AIM = 0.94  # of what may be used
+_FULL = 0.9  # of what may be used; then the answer is good enough
 _CLOSE = 0.02  # of a batch size
 _MOST_PROBES = 3
 _MOST_FAILURES = 5  # in a row, with nothing verified
@@ -52,13 +52,11 @@ def largest_within(predict: Predict, cap: int, budget_bytes: int) -> int:
         below, above = predict(low), predict(high)
         chord = low + (budget_bytes - below) * (high - low) // max(1, above - below)
         # From below the chord creeps where the curve bends, so a step is an eighth at least.
-        middle = max(chord, low + (high - low) // 8) if chord > low else (low + high) // 2
-        middle = min(max(middle, low + 1), high - 1)
+        middle = min(max(chord, low + max(1, (high - low) // 8)), high - 1)
         if predict(middle) <= budget_bytes:
             low = middle
-            beyond = min(high, low + max(1, low // 100))
-            if beyond < high and predict(beyond) > budget_bytes:
-                high = beyond
+            if middle == chord and middle + 1 < high and predict(middle + 1) > budget_bytes:
+                high = middle + 1  # a straight line ends here
         else:
             high = middle
     return low
@@ -74,6 +72,12 @@ class _Search:
     budget_bytes: int
     points: list[MemoryPoint] = field(default_factory=list[MemoryPoint])
     overhead: float = _OVERHEAD
+    spare: float = 0.0
+
+    @property
+    def usable_bytes(self) -> int:
+        """The budget without what is kept free."""
+        return int((1 - self.spare) * self.budget_bytes)
 
     def verified(self) -> MemoryPoint | None:
         fitting = [point for point in self.points if point.outcome == "ok"]
@@ -86,7 +90,7 @@ class _Search:
 
     def next_size(self, floor: int) -> int:
         """Choose the size whose real peak is expected to nearly fill the budget."""
-        target = int(_AIM * self.budget_bytes / self.overhead)
+        target = int(_AIM * self.usable_bytes / self.overhead)
         size = largest_within(self.predict, self.cap, target)
         failed, best = self.failed(), self.verified()
         if failed is not None:
@@ -101,7 +105,7 @@ class _Search:
         if peak_bytes is not None:
             self.overhead = max(1.0, peak_bytes / predicted)
         else:  # it failed, so it is at least what fills the budget there
-            self.overhead = _WORSE * max(self.overhead, self.budget_bytes / predicted)
+            self.overhead = _WORSE * max(self.overhead, self.usable_bytes / predicted)
 
 
 def search_predicted(
@@ -111,6 +115,7 @@ def search_predicted(
     cap: int,
     budget_bytes: int,
     floor: int = 1,
+    spare: float = 0.0,
 ) -> MemoryProfile:
     """Find the largest size that fits: predicted first, then executed.
 
@@ -121,6 +126,7 @@ def search_predicted(
         cap: No size above is tried.
         budget_bytes: On the scale of both.
         floor: The smallest size to try.
+        spare: Share of the budget that what runs must leave free.
 
     Returns:
         The largest size that ran within the budget. ``upper_bound`` holds for any task whose
@@ -138,7 +144,7 @@ def search_predicted(
         >>> profile.max_verified_batch_size, profile.upper_bound  # of 1,000 at most
         (937, 1210)
     """
-    search = _Search(predict, cap, budget_bytes)
+    search = _Search(predict, cap, budget_bytes, spare=spare)
     bound = largest_within(predict, cap, budget_bytes)
     if bound < floor:
         return _nothing_fits(search, floor, ())
@@ -167,7 +173,7 @@ def _probe(search: _Search, probe: Probe, floor: int) -> Status:
     for tried in range(1, _MOST_PROBES + _MOST_FAILURES):
         result = probe(size)
         outcome = result.outcome
-        if outcome == "ok" and (result.peak_bytes or 0) > search.budget_bytes:
+        if outcome == "ok" and (result.peak_bytes or 0) > search.usable_bytes:
             outcome = "over_budget"
         search.points.append(
             MemoryPoint(
@@ -198,7 +204,7 @@ def _is_full(search: _Search, best: MemoryPoint) -> bool:
     return (
         best.batch_size >= room
         or best.batch_size >= search.cap
-        or (best.peak_bytes or 0) >= _FULL * search.budget_bytes
+        or (best.peak_bytes or 0) >= _FULL * search.usable_bytes
     )
 
 

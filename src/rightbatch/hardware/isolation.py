@@ -36,6 +36,7 @@ from rightbatch.task import Task
 
 _START_SECONDS = 60.0  # to import torch and build the task, on a busy machine
 _STDERR_BYTES = 4000
+_MOST_STEPS = 12
 
 
 class CannotIsolate(TaskError):
@@ -71,6 +72,7 @@ class Isolated:
         self._job = Job(
             batch_size=1,
             steps=3,
+            most_steps=_MOST_STEPS if task.device.type == "cpu" else 3,
             accumulation_steps=accumulation_steps,
             budget_bytes=0,
             enforced=enforced,
@@ -107,7 +109,7 @@ class Isolated:
         Args:
             size: Examples.
             budget_bytes: Above what is in use once the task is there.
-            steps: Optimizer steps.
+            steps: Optimizer steps at least; on a CPU more, up to 12, while the peak still grows.
             seconds: To be spent on the steps; afterwards the process is killed.
 
         Returns:
@@ -127,6 +129,7 @@ class Isolated:
             batch_size=size,
             budget_bytes=budget_bytes,
             steps=steps,
+            most_steps=max(steps, self._job.most_steps),
             seconds=seconds if limited else None,
         )
         (folder / "job.json").write_text(json.dumps(asdict(job)))

@@ -43,6 +43,7 @@ from rightbatch.task.preflight import mixes_examples
 
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
+_CPU_SPARE = 0.04  # of the budget: over a long run a heap is cut up further, see docs/memory.md
 _CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
 
 
@@ -171,6 +172,7 @@ class _Hunt:
         self._cap = task.max_batch_size or NO_CAP
         self._floor = 2 if mixes_examples(task.model) else 1
         self._first = task.batch_size or min(_FIRST, self._cap)
+        self._spare_share = _CPU_SPARE if task.device.type == "cpu" else 0.0
         self._units = 1.0
         self._notes: list[str] = []
         self._worst_case = self._find_worst_case()
@@ -248,6 +250,7 @@ class _Hunt:
                 cap=self._cap,
                 budget_bytes=self._budget,
                 floor=self._floor,
+                spare=self._spare_share,
             )
             if fakes.guarded:
                 self._notes.append(
@@ -270,7 +273,7 @@ class _Hunt:
         )
 
     def _probe_of(self, isolated: Isolated) -> Probe:
-        spare = self._budget - self._held
+        spare = int((1 - self._spare_share) * self._budget) - self._held
 
         def probe(size: int) -> ProbeOutcome:
             self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")

@@ -1,0 +1,200 @@
+"""Tries in processes of their own. Every failure is made for real there, and harms nothing here."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rightbatch import hardware
+from rightbatch.errors import TaskError
+from rightbatch.hardware.isolation import CannotIsolate, Isolated
+from rightbatch.results import Status
+from rightbatch.task import Task
+from rightbatch.tasks import load_task
+from tests.hardware.tasks import Hungry
+from tests.laws import assert_world_unchanged
+
+MIB = 2**20
+linux = pytest.mark.skipif(sys.platform != "linux", reason="limits are enforced on Linux")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float32")]
+
+
+def hungry(mib_per_example: float = 1.0, effect=None, **options) -> Task:
+    """A task that holds so much per example, and does something besides."""
+    model = Hungry(int(mib_per_example * MIB))
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        if effect is not None and len(batch) > 8:  # not in the preflight
+            effect()
+        return model(batch).mean()
+
+    data = torch.arange(4096.0)
+    return Task(model, torch.optim.SGD(model.parameters(), lr=0.1), data, loss, **options)
+
+
+def outcome_of(effect, *, size: int = 16, budget: int = 400 * MIB, **options):
+    with Isolated(hungry(effect=effect)) as isolated:
+        return isolated.try_size(size, budget_bytes=budget, **options)
+
+
+def exit_for_good():
+    os._exit(3)
+
+
+def kill_oneself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sleep_long():
+    time.sleep(600)
+
+
+KEPT = []
+
+
+def leak():
+    KEPT.append(torch.ones(10 * MIB // 4))
+
+
+class Odd(Exception):
+    """An error of the task's own."""
+
+
+def raise_oddly():
+    raise Odd("no such batch")
+
+
+def child_processes() -> list[str]:
+    found = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "args"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [line for line in found.stdout.splitlines() if "rightbatch.hardware.child" in line]
+
+
+def test_what_fits_gives_its_peak_and_its_time():
+    answer = outcome_of(None, size=64)
+    assert answer.outcome == "ok"
+    assert 64 * MIB <= answer.peak_bytes <= 400 * MIB
+    assert answer.seconds_per_example > 0
+
+
+@linux
+def test_memory_above_the_budget_is_refused_and_not_taken():
+    answer = outcome_of(None, size=1000)
+    assert (answer.outcome, answer.peak_bytes) == ("oom", None)
+    assert "allocate memory" in answer.note
+
+
+@pytest.mark.parametrize(
+    ("effect", "outcome"), [(kill_oneself, "killed"), (leak, "leak")], ids=["killed", "leak"]
+)
+def test_every_death_has_its_name(effect, outcome):
+    assert outcome_of(effect, steps=5).outcome == outcome
+    assert not child_processes()
+
+
+def test_what_hangs_is_killed(monkeypatch):
+    monkeypatch.setattr("rightbatch.hardware.isolation._START_SECONDS", 8.0)
+    answer = outcome_of(sleep_long, seconds=0.5)
+    assert answer.outcome == "hang"
+    assert not child_processes()
+
+
+def test_what_would_take_too_long_is_given_up():
+    assert outcome_of(lambda: time.sleep(0.5), seconds=0.2, steps=3).outcome == "slow"
+
+
+def test_an_exit_is_named():
+    with pytest.raises(TaskError, match="exit status 3"):
+        outcome_of(exit_for_good)
+
+
+def test_an_error_of_the_tasks_own_arrives_as_it_was_raised():
+    with pytest.raises(Odd, match="no such batch"):
+        outcome_of(raise_oddly)
+
+
+def test_an_open_file_cannot_be_sent(tmp_path):
+    with open(tmp_path / "log", "w") as handle:
+        task = hungry(effect=lambda: handle.write("step"))
+        with pytest.raises(CannotIsolate, match="picklable"):
+            Isolated(task)
+        profile = hardware.measure_memory(task, budget_bytes=60 * MIB)
+    assert 1 <= profile.max_verified_batch_size <= 60
+    assert "Tried in this process" in profile.notes[0]
+
+
+def test_ctrl_c_leaves_nothing_running(monkeypatch):
+    class Interrupted(subprocess.Popen):
+        def wait(self, timeout=None):
+            if self.poll() is None and not getattr(self, "seen", False):
+                self.seen = True
+                raise KeyboardInterrupt("now")
+            return super().wait(timeout)
+
+    monkeypatch.setattr("rightbatch.hardware.isolation.subprocess.Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt, match="now"):
+        outcome_of(sleep_long)
+    assert not child_processes()
+
+
+@linux
+def test_the_search_is_certified_and_leaves_the_parent_as_it_was():
+    """At least 2 MiB an example, so at most 150 examples fit into 300 MiB."""
+    task = hungry(2.0)
+    profiles = []
+    assert_world_unchanged(
+        task,
+        lambda: profiles.append(hardware.measure_memory(task, budget_bytes=300 * MIB)),
+        interrupt=False,
+    )
+    (profile,) = profiles
+    assert profile.status is Status.OK
+    assert 1 <= profile.max_verified_batch_size <= profile.upper_bound <= 150
+    real = [p for p in profile.points if p.source == "real"]
+    assert profile.max_verified_batch_size in {p.batch_size for p in real if p.outcome == "ok"}
+    assert len(real) <= 3
+
+
+@linux
+@pytest.mark.data
+def test_what_was_verified_trains_on_and_twice_the_bound_does_not():
+    task = load_task("shakespeare")
+    limit = 300 * MIB
+    profile = hardware.measure_memory(task, budget_bytes=limit)
+    spare = limit - profile.held_bytes
+    with Isolated(task) as isolated:
+        trained = isolated.try_size(profile.max_verified_batch_size, budget_bytes=spare, steps=50)
+        assert trained.outcome == "ok"
+        assert isolated.try_size(2 * profile.upper_bound, budget_bytes=spare).outcome == "oom"
+
+
+def test_a_model_that_needs_more_than_the_limit_runs_nothing():
+    profile = hardware.measure_memory(hungry(50.0), budget_bytes=40 * MIB)
+    assert profile.status is Status.NOTHING_FITS
+    assert [p.source for p in profile.points] == ["fake"]
+    assert profile.points[0].peak_bytes > 40 * MIB
+
+
+def test_a_file_outside_the_project_is_sent_too(tmp_path):
+    path = Path(tmp_path, "mine.py")
+    path.write_text(
+        "import torch, rightbatch as rb\n"
+        "class Net(torch.nn.Linear):\n    pass\n"
+        "def task():\n"
+        "    net = Net(1000, 1)\n"
+        "    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "    return rb.Task(net, optimizer, torch.ones(90, 1000), lambda m, x: m(x).mean())\n"
+    )
+    profile = hardware.measure_memory(load_task(f"{path}:task"))
+    assert profile.max_verified_batch_size == 90
+    assert not any("Tried in this process" in note for note in profile.notes)
