@@ -12,6 +12,7 @@ from benchmarks import geometry as geometries
 from benchmarks import monitor as monitors
 from benchmarks import noise as noises
 from benchmarks import per_example as per_examples
+from benchmarks import steps_model as step_models
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -52,6 +53,14 @@ def noise(
             result = run(_say)
             module.write(result)
             sys.stdout.write(module.as_markdown(result) + "\n")
+
+
+@app.command("steps-model")
+def steps_model() -> None:
+    """Data to target against batch size: the law of steps on public tuned runs."""
+    result = step_models.steps_model(_say)
+    step_models.write(result)
+    sys.stdout.write(step_models.as_markdown(result))
 
 
 if __name__ == "__main__":

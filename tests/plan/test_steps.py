@@ -1,10 +1,15 @@
 """Oracle: curves made by the law itself (rung 1), coverage over many draws last."""
 
+import json
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import steps_model
 from rightbatch.plan import fit_steps, plan
 from rightbatch.results import Status
 from tests.plan.made_up import facts, throughput
@@ -137,3 +142,17 @@ def test_a_plan_can_be_made_from_a_fit() -> None:
     assert made.status is Status.NOT_DETERMINED
     assert made.high is None
     assert "do not determine" in made.reasons[0]
+
+
+def test_the_committed_table_is_what_the_public_runs_give() -> None:
+    """Of all benchmarks the newest round; skipped where the data are absent."""
+    path = Path(os.environ.get("RIGHTBATCH_DATA", ".")) / steps_model.DATA
+    if not path.is_file():
+        pytest.skip(f"no {steps_model.DATA} in $RIGHTBATCH_DATA")
+    committed = json.loads((steps_model.RESULTS / "steps_model.json").read_text())
+    again = steps_model.steps_model()
+    assert again["median_residual"] == pytest.approx(committed["median_residual"], rel=1e-6)
+    assert [row["benchmark"] for row in again["rows"]] == [
+        row["benchmark"] for row in committed["rows"]
+    ]
+    assert {row["status"] for row in again["rows"]} == {"ok", "not_determined"}
