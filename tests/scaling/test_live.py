@@ -247,6 +247,48 @@ def test_a_capturable_step_goes_on_with_tensors_of_betas() -> None:
     assert betas[0].item() == pytest.approx(0.81)
 
 
+def test_a_beta_in_a_single_precision_tensor_remembers_where_it_came_from() -> None:
+    """What was stored is not quite what was meant, and yet nobody's own choice."""
+    betas = tuple(torch.tensor(beta, dtype=torch.float32) for beta in (0.9, 0.999))
+    optimizer = make("Adam", [nn.Parameter(torch.ones(3))], lr=torch.tensor(0.01), betas=betas)
+    rb.scale_hyperparameters(optimizer, 64, 192)
+    assert betas[0].item() == pytest.approx(0.729, rel=1e-6)
+    rb.scale_hyperparameters(optimizer, 192, 640)  # ten-fold from the first: kept
+    assert betas[0].item() == pytest.approx(0.9, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["SGD", "RMSprop"])
+def test_a_sum_of_gradients_is_rescaled_with_its_momentum(name: str) -> None:
+    """The rate times the sum of a constant gradient follows the rule at once, not slowly."""
+    weight = nn.Parameter(torch.zeros(2))
+    optimizer = make(name, [weight], weight_decay=0.0, momentum=0.9)
+    optimizer.param_groups[0]["alpha"] = 0.0  # RMSprop: a gradient of 1 is normalised to 1
+
+    def change() -> float:
+        before = weight.detach().clone()
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        return float((before - weight.detach())[0])
+
+    for _ in range(300):
+        change()
+    steady = change()
+    rb.scale_hyperparameters(optimizer, 64, 256, rule="linear", momentum="examples")
+    assert change() == pytest.approx(4 * steady, rel=1e-6)
+    rb.scale_hyperparameters(optimizer, 256, 64, rule="linear", momentum="examples")
+    assert change() == pytest.approx(steady, rel=1e-6)
+
+
+def test_the_largest_second_moment_of_amsgrad_moves_with_the_second_moment() -> None:
+    optimizer = two_groups("Adam", amsgrad=True)
+    before = [state["max_exp_avg_sq"].clone() for state in optimizer.state.values()]
+    rb.scale_hyperparameters(optimizer, 64, 16, first_beta="keep")
+    beta = optimizer.param_groups[0]["betas"][1]
+    factor = 4 * (1 - beta**5) / (1 - 0.999**5)
+    for state, old in zip(optimizer.state.values(), before, strict=True):
+        torch.testing.assert_close(state["max_exp_avg_sq"], factor * old, rtol=1e-10, atol=0)
+
+
 def test_the_history_travels_with_the_optimizers_state() -> None:
     """Cut by the edge at 512, saved, loaded, and back at 64: the rate of before."""
     options: dict[str, Any] = {"rule": "linear", "edge": 0.02}
