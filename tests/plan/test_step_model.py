@@ -1,10 +1,13 @@
 """Oracle: what a ring sends, by hand (rung 1), and laws of the candidates (rung 4)."""
 
+from dataclasses import replace
+
 import pytest
 
 from rightbatch.plan import plan
-from rightbatch.plan.step_model import allreduce_seconds
-from tests.plan.made_up import critical, facts, throughput
+from rightbatch.plan.step_model import allreduce_seconds, optimizer_seconds
+from rightbatch.results import StepShares, ThroughputProfile
+from tests.plan.made_up import critical, facts, memory, throughput
 
 
 @pytest.mark.parametrize(("devices", "share"), [(1, 0.0), (2, 1.0), (4, 1.5), (8, 1.75)])
@@ -23,6 +26,35 @@ def test_the_all_reduce_comes_once_a_step_however_much_is_accumulated() -> None:
         assert c.step_seconds == pytest.approx(passes + expected, rel=1e-9)
         assert c.batch_size == c.micro_batch_size * c.accumulation_steps * (c.devices or 0)
     assert any(c.accumulation_steps > 1 and c.devices == 2 for c in made.candidates)
+
+
+def with_optimizer(share: float) -> ThroughputProfile:
+    """Seconds as always, of which the optimizer takes a share of the step at 64."""
+    shares = StepShares(batch_size=64, forward=0.0, backward=1 - share, optimizer=share)
+    return replace(throughput(sizes=(16, 32, 64)), shares=shares)
+
+
+def test_the_optimizer_comes_once_a_step_where_its_share_was_measured() -> None:
+    made = plan(with_optimizer(0.2), critical(1e5), facts(), memory(32))
+    optimizer = 0.2 * 0.074  # seconds of a step at 64: 10 ms + 64 x 1 ms
+    assert any(c.accumulation_steps > 1 for c in made.candidates)
+    for c in made.candidates:
+        one_pass = 0.01 + 0.001 * c.micro_batch_size
+        expected = c.accumulation_steps * (one_pass - optimizer) + optimizer
+        assert c.step_seconds == pytest.approx(expected, rel=1e-9)
+    today, chosen = (
+        made.candidates[0],
+        next(c for c in made.candidates if c.batch_size == made.batch_size),
+    )
+    assert made.speedup == pytest.approx(today.relative_time / chosen.relative_time, rel=1e-9)
+
+
+def test_the_optimizer_never_takes_longer_than_a_whole_step() -> None:
+    made = plan(with_optimizer(0.9), critical(1e5), facts(), memory(32))
+    assert all(c.step_seconds > 0 for c in made.candidates)
+    steps = [c.step_seconds for c in made.candidates if c.micro_batch_size == 32]
+    assert steps == sorted(steps)
+    assert optimizer_seconds(with_optimizer(0.9)) == pytest.approx(0.026)
 
 
 def test_times_on_several_devices_are_marked_as_assumed() -> None:

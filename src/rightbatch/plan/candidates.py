@@ -2,7 +2,7 @@
 
 time(b) = steps(b) x step_seconds(b)
 steps(b) = S_min (1 + B_c / b)                                       statistics
-step_seconds(b) = accumulation_steps x seconds(micro) + all-reduce   hardware, see `step_model`
+step_seconds(b) = accumulated passes + all-reduce                    hardware, see `step_model`
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.plan.step_model import never_falling, pass_seconds
+from rightbatch.plan.step_model import accumulated, never_falling, optimizer_seconds, pass_seconds
 from rightbatch.results import CriticalBatchSize, MemoryProfile, Status, ThroughputProfile
 
 Floats = NDArray[np.float64]
@@ -63,6 +63,7 @@ def list_ways(
     micros = sorted({*_powers_of_two(measured[-1]), *measured})
     micros = [size for size in micros if size >= measured[0]]
     seconds = dict(zip(micros, pass_seconds(throughput, micros), strict=True))
+    optimizer = optimizer_seconds(throughput)
     ways: dict[int, Way] = {}
     sizes = {micro * devices for micro in micros}
     sizes |= {power * devices for power in _powers_of_two(micros[-1] * _ACCUMULATION)}
@@ -76,7 +77,9 @@ def list_ways(
         fitting = [m for m in splits if m <= cap]
         if splits:
             # A larger micro-batch wins a tie: fewer passes, and less depends on the interpolation.
-            best = min(fitting or splits, key=lambda m: (seconds[m] * (share // m), -m))
+            best = min(
+                fitting or splits, key=lambda m: ((seconds[m] - optimizer) * (share // m), -m)
+            )
             ways[size] = Way(
                 size, best, share // best, bool(fitting), devices, communication_seconds
             )
@@ -85,8 +88,10 @@ def list_ways(
 
 def step_seconds(ways: tuple[Way, ...], throughput: ThroughputProfile) -> Floats:
     """Seconds of an optimizer step of each way."""
-    seconds = pass_seconds(throughput, [way.micro_batch_size for way in ways])
-    return seconds * _column(ways, "accumulation_steps") + _column(ways, "communication_seconds")
+    passes = pass_seconds(throughput, [way.micro_batch_size for way in ways])
+    optimizer = optimizer_seconds(throughput)
+    step = accumulated(passes, _column(ways, "accumulation_steps"), optimizer)
+    return step + _column(ways, "communication_seconds")
 
 
 def draw_critical(
@@ -134,7 +139,9 @@ def draw_times(
     # Interpolation is linear in the measured times, so it is a matrix: shape [points, ways].
     basis: list[Floats] = [np.interp(micros, sizes, unit) for unit in np.eye(len(sizes))]
     seconds: Floats = (totals * np.exp(errors)) @ np.array(basis)
-    step = seconds * _column(ways, "accumulation_steps") + _column(ways, "communication_seconds")
+    optimizer = optimizer_seconds(throughput)
+    step = accumulated(seconds, _column(ways, "accumulation_steps"), optimizer)
+    step = step + _column(ways, "communication_seconds")
     return (1 + critical[:, None] / _column(ways, "batch_size")) * step
 
 

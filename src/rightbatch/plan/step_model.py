@@ -1,6 +1,6 @@
 """Seconds of one optimizer step on several devices.
 
-step = accumulation_steps x seconds(micro) + all-reduce
+step = accumulation_steps x (seconds(micro) - optimizer) + optimizer + all-reduce
 """
 
 import numpy as np
@@ -48,6 +48,32 @@ def allreduce_seconds(parameters: int, devices: int, gbps: float | None) -> floa
         return 0.0
     gradient_bits = parameters * _BYTES_PER_GRADIENT * _BITS_PER_BYTE
     return 2 * (devices - 1) / devices * gradient_bits / (gbps * 1e9)
+
+
+def optimizer_seconds(throughput: ThroughputProfile) -> float:
+    """Seconds of a step that do not come again with every micro-batch.
+
+    From the measured shares of a step. Without them 0: then every pass of an accumulated step
+    counts a whole step, as it was timed. Never more than the fastest step.
+    """
+    if throughput.shares is None:
+        return 0.0
+    sizes = [point.batch_size for point in throughput.points]
+    steps = [point.step_seconds for point in throughput.points]
+    measured = float(np.interp(throughput.shares.batch_size, sizes, steps))
+    return min(throughput.shares.optimizer * measured, float(never_falling(throughput)[0]))
+
+
+def accumulated(passes: Floats, accumulation_steps: Floats, optimizer: float) -> Floats:
+    """Seconds of a step of several passes, before communication.
+
+    Example:
+        Three passes of 5 ms, of which the optimizer takes 2 once:
+
+        >>> float(accumulated(np.array(5.0), np.array(3.0), 2.0))
+        11.0
+    """
+    return accumulation_steps * np.maximum(passes - optimizer, 0.0) + optimizer
 
 
 def pass_seconds(throughput: ThroughputProfile, micro_batch_sizes: list[int]) -> Floats:
