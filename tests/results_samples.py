@@ -10,6 +10,7 @@ from rightbatch.results import (
     Current,
     GeometryNoise,
     LayerNoise,
+    LoopClocks,
     LRCurve,
     LRPoint,
     LRRace,
@@ -22,9 +23,12 @@ from rightbatch.results import (
     RaceEntry,
     Results,
     Status,
+    StepShape,
+    StepShares,
     TaskFacts,
     ThroughputPoint,
     ThroughputProfile,
+    WorkerPoint,
 )
 
 
@@ -58,6 +62,10 @@ def full() -> Results:
                     high=0.6,
                     load_seconds=0.01,
                     total_seconds=0.51,
+                    idle_share=0.05,
+                    crowded_share=0.15,
+                    units=640.0,
+                    elements=960.0,
                 ),
             ),
             alpha_seconds=0.1,
@@ -65,6 +73,21 @@ def full() -> Results:
             half_batch_size=50.0,
             bottleneck="compute",
             status=Status.PLATEAU,
+            evidence="The numbers.",
+            advice="Something to try.",
+            clocks=LoopClocks(
+                batch_size=63,
+                num_workers=3,
+                load_seconds=0.011,
+                step_seconds=0.49,
+                total_seconds=0.495,
+                overlap=0.55,
+            ),
+            shares=StepShares(batch_size=62, forward=0.25, backward=0.45, optimizer=0.3),
+            workers=(WorkerPoint(num_workers=5, load_seconds=0.012),),
+            shape=StepShape(
+                alpha_seconds=0.12, beta_seconds_per_example=0.0021, sharpness=1.5, residual=0.03
+            ),
         ),
         learning_rate=LRCurve(
             batch_size=64,

@@ -137,6 +137,7 @@ class ThroughputPoint:
     load_seconds: float  # getting one batch from the loader, alone
     total_seconds: float  # what a training loop pays: both, as far as they do not overlap
     idle_share: float | None = None  # of the step: nothing ran, or was ready to; None: not known
+    crowded_share: float | None = None  # of the time threads wanted to run: others had the processor
     units: float | None = None  # what a batch weighs: examples, or unmasked tokens ...
     elements: float | None = None  # ... and what its tensors hold, padding included
 

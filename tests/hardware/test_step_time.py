@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from rightbatch.hardware.step_time import (
     estimate_seconds,
     fit_step_line,
-    name_bottleneck,
     reaches_plateau,
 )
 from rightbatch.results import ThroughputPoint
@@ -125,28 +124,6 @@ def test_the_plateau_is_two_doublings_without_gain(
     rates: list[tuple[int, float]], reached: bool
 ) -> None:
     assert reaches_plateau(rates) is reached
-
-
-BOTTLENECKS = {
-    "far below the half size": (line(1.0, 0.001), 1000.0, False, "overhead"),
-    "past the half size": (line(1.0, 1.0), 1.0, False, "compute"),
-    "around the half size": (line(1.0, 1 / 64), 64.0, False, "mixed"),
-    "flat": (line(1.0, 0.0), None, False, "overhead"),
-    "noise": ([point(4, 1.0), point(64, 3.0)], None, False, "mixed"),
-    "one size": ([point(4, 1.0)], None, False, "mixed"),
-    "loading more than half": (line(1.0, 0.0, load_seconds=1.01), None, False, "loading"),
-    "loading hidden": (line(1.0, 0.0, load_seconds=1.09), None, True, "overhead"),
-    "loading slower than steps": (line(1.0, 0.0, load_seconds=1.11), None, True, "loading"),
-}
-
-
-@pytest.mark.parametrize(
-    ("points", "half", "overlapped", "name"), BOTTLENECKS.values(), ids=BOTTLENECKS
-)
-def test_the_bottleneck_is_named(
-    points: list[ThroughputPoint], half: float | None, overlapped: bool, name: str
-) -> None:
-    assert name_bottleneck(points, half, overlapped=overlapped) == name
 
 
 @pytest.mark.parametrize("rounds", [2, 4, 6, 9])

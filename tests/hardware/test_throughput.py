@@ -9,8 +9,8 @@ import torch
 from rightbatch.errors import TaskError
 from rightbatch.hardware import measure_throughput
 from rightbatch.hardware.stations import Station
-from rightbatch.hardware.throughput import _default_sizes, _summarize
-from rightbatch.results import Status, ThroughputProfile
+from rightbatch.hardware.throughput import _Aside, _default_sizes, _summarize
+from rightbatch.results import LoopClocks, Status, ThroughputProfile
 from rightbatch.task import Task
 from rightbatch.testing import FakeClock
 from tests.hardware.tasks import TimedExamples, failing_above, task_with, timed_task
@@ -86,8 +86,11 @@ def test_workers_overlap_with_the_step() -> None:
     task = task_with(lambda size: None, dataset=dataset, batch_size=8, num_workers=2)
     profile = measure_throughput(task, [4, 16], time_budget_seconds=QUICK)
     for point in profile.points:
-        assert point.load_seconds > 0
-        assert point.total_seconds == max(point.step_seconds, point.load_seconds)
+        step, load = point.step_seconds, point.load_seconds
+        assert load > 0
+        assert max(step, load) <= point.total_seconds <= step + load
+    assert profile.clocks is not None
+    assert profile.clocks.num_workers == 2
 
 
 def test_sizes_are_powers_of_two_up_to_the_cap_with_todays() -> None:
@@ -293,9 +296,18 @@ def test_what_workers_gain_at_one_size_holds_for_the_others() -> None:
         Station(size, iter(()), None, 0.1, 9.9, step_samples=[0.1], load_samples=[load])
         for size, load in [(4, 0.5), (8, 1.0), (16, 2.0)]
     ]
-    profile = _summarize(stations, (8, 0.25), 0, Status.OK)
+    clocks = LoopClocks(
+        batch_size=8,
+        num_workers=4,
+        load_seconds=0.25,
+        step_seconds=0.1,
+        total_seconds=0.3,
+        overlap=0.5,
+    )
+    profile = _summarize(stations, _Aside(clocks), today=None, seed=0, status=Status.OK)
     assert [point.load_seconds for point in profile.points] == [0.125, 0.25, 0.5]
-    assert [point.total_seconds for point in profile.points] == [0.125, 0.25, 0.5]
+    # what half the overlap leaves of the shorter time, 0.1 s, is paid at every size
+    assert [point.total_seconds for point in profile.points] == pytest.approx([0.175, 0.3, 0.55])
     assert profile.bottleneck == "loading"
 
 
@@ -391,7 +403,8 @@ def test_progress_never_falls_and_names_what_is_done() -> None:
     assert 0 <= fractions[0] <= fractions[-1] <= 1
     notes = [note for _, note in told]
     assert notes[:2] == [f"throughput: calibrating batch size {size}" for size in (4, 8)]
-    assert notes[2:4] == ["throughput: round 1", "throughput: round 2"]
+    assert notes[2] == "throughput: the training loop at 8"
+    assert notes[3:5] == ["throughput: round 1", "throughput: round 2"]
 
 
 @pytest.mark.parametrize(

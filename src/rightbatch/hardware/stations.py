@@ -1,13 +1,15 @@
 """One batch size under the stopwatch: a batch that stays on the device, and its samples."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
+from torch import Tensor
 
 from rightbatch._time import Clock
+from rightbatch.hardware.processor import Processor, Stretch
 from rightbatch.hardware.step_time import QUANTILE
 from rightbatch.hardware.workload import batches_in_process, synchronize
 from rightbatch.task import Task
@@ -18,6 +20,7 @@ _CALIBRATION_STEPS = 3
 _QUICK_SHARE = 0.01  # of the budget; slower steps are not repeated before the rounds
 _LOADING_SHARE = 0.25  # of a window
 _MOST_STEPS, _MOST_LOADS = 1000, 20  # in a window
+_TYPICAL_OF = 5
 _OVERRUN = 2  # times what a window was planned to take; then it ends with the steps it has
 
 
@@ -35,12 +38,44 @@ class Station:
     loads_per_window: int = 1
     step_samples: list[float] = field(default_factory=list)
     load_samples: list[float] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)  # of steps, one for each window
+    fill_samples: list[tuple[float, int]] = field(default_factory=list)  # units, elements
 
     @property
     def window_seconds(self) -> float:
         """What a window is expected to take."""
         stepping = self.steps_per_window * self.step_seconds
         return stepping + self.loads_per_window * self.load_seconds
+
+    @property
+    def idle_share(self) -> float | None:
+        """Share of a step in which nothing ran; ``None``: not seen."""
+        shares = [stretch.idle_share for stretch in self.stretches]
+        return float(np.quantile(shares, QUANTILE)) if shares else None
+
+    @property
+    def crowded_share(self) -> float | None:
+        """Share of the time that threads wanted to run and had no processor; ``None``: not seen."""
+        shares = [stretch.crowded_share for stretch in self.stretches]
+        return float(np.median(shares)) if shares else None
+
+    @property
+    def units(self) -> float | None:
+        """Mean weight of a batch; ``None``: not seen."""
+        return (
+            float(np.mean([units for units, _ in self.fill_samples], dtype=float))
+            if self.fill_samples
+            else None
+        )
+
+    @property
+    def elements(self) -> float | None:
+        """Mean number of elements of a batch's tensors; ``None``: not seen."""
+        return (
+            float(np.mean([count for _, count in self.fill_samples], dtype=float))
+            if self.fill_samples
+            else None
+        )
 
     def plan_window(self, seconds: float) -> None:
         """Choose how many batches to load and steps to take in about these seconds."""
@@ -55,10 +90,28 @@ def _count(seconds: float, each: float, most: int) -> int:
 
 @final
 class Stopwatch:
-    """Times loading and computing of one task apart, on an injected clock."""
+    """Times loading and computing of one task apart, on an injected clock.
 
-    def __init__(self, task: Task, clock: Clock, *, budget_seconds: float, seed: int) -> None:
+    Args:
+        task: What is timed.
+        clock: Monotonic seconds.
+        processor: What its threads did meanwhile, if it can be told: `processor_beside`.
+        budget_seconds: Of the whole measurement.
+        seed: Of the shuffle.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        clock: Clock,
+        *,
+        processor: Processor | None = None,
+        budget_seconds: float,
+        seed: int,
+    ) -> None:
         self._task, self._clock, self._seed = task, clock, seed
+        # While a device works the process may well sleep: nothing follows from that.
+        self._processor = processor if task.device.type == "cpu" else None
         self._quick_seconds = _QUICK_SHARE * budget_seconds
         self._is_first = True
 
@@ -71,55 +124,109 @@ class Stopwatch:
         loading, batch = self._load(stream, 1)
         if loading < self._quick_seconds:  # the first batch also paid for making the loader
             loading, batch = self._load(stream, 1)
+            batch = self._typical(stream, batch, loading)
         warm_up = _FIRST_WARM_UP_STEPS if self._is_first else _WARM_UP_STEPS
         self._is_first = False
-        stepping = self._step(batch, 1)
+        stepping = self._step(batch, 1)[0]
         spent = stepping
         for _ in range(warm_up - 1):
             if stepping > self._quick_seconds or spent > 2 * self._quick_seconds:
                 break
-            stepping = self._step(batch, 1)
+            stepping = self._step(batch, 1)[0]
             spent += stepping
         timed = _CALIBRATION_STEPS if stepping <= self._quick_seconds else 1
-        stepping = min([stepping, *(self._step(batch, 1) for _ in range(timed))])
+        stepping = min([stepping, *(self._step(batch, 1)[0] for _ in range(timed))])
         return Station(batch_size, stream, batch, stepping, loading)
 
     def window(self, station: Station) -> None:
         """Take one sample of both times; a device is waited for before and after only."""
         limit = _OVERRUN * station.window_seconds
-        count = station.loads_per_window
-        station.load_samples.append(self._load(station.stream, count, limit)[0])
-        count = station.steps_per_window
-        station.step_samples.append(self._step(station.batch, count, limit))
+        seconds, batch = self._load(station.stream, station.loads_per_window, limit)
+        station.load_samples.append(seconds)
+        station.fill_samples.append((self._task.weigh(batch), elements_in(batch)))
+        seconds, stretch = self._step(station.batch, station.steps_per_window, limit)
+        station.step_samples.append(seconds)
+        if stretch is not None:
+            station.stretches.append(stretch)
+
+    def _typical(self, stream: Iterator[Any], batch: Any, load_seconds: float) -> Any:
+        """Take the batch of middle size of a few, where examples are of unequal length."""
+        batches = [batch]
+        for _ in range(_TYPICAL_OF - 1):
+            if load_seconds * _TYPICAL_OF > self._quick_seconds:
+                break
+            batches.append(next(stream))
+            if len(batches) == 2 and elements_in(batches[0]) == elements_in(batches[1]):
+                return batch
+        return sorted(batches, key=elements_in)[len(batches) // 2]
 
     def _load(
         self, stream: Iterator[Any], count: int, limit: float = math.inf
     ) -> tuple[float, Any]:
         """Load a few batches; return the seconds for each, and the last one."""
         synchronize(self._task.device)
-        times, batch = [self._clock()], None
+        before, batch = self._read(), None
+        times = [self._clock()]
         while len(times) <= count and (len(times) == 1 or times[-1] - times[0] < limit):
             batch = next(stream)
             synchronize(self._task.device)
             times.append(self._clock())
-        return _low_difference(times), batch
+        return _each(times, self._stretch(times, before)), batch
 
-    def _step(self, batch: Any, count: int, limit: float = math.inf) -> float:
-        """Take a few steps; return the seconds for each.
+    def _step(
+        self, batch: Any, count: int, limit: float = math.inf
+    ) -> tuple[float, Stretch | None]:
+        """Take a few steps; return the seconds for each, and what the threads did meanwhile.
 
-        On a CPU every step has an end of its own, and the 20 % quantile over them passes by
-        those that another process disturbed. A device would have to be waited for after each.
+        On a CPU every step has an end of its own; a device would have to be waited for after each.
         """
         synchronize(self._task.device)
+        before = self._read()
         times = [self._clock()]
         while len(times) <= count and (len(times) == 1 or times[-1] - times[0] < limit):
             self._task.step(batch)
             times.append(self._clock())
         synchronize(self._task.device)
-        if self._task.device.type == "cpu":
-            return _low_difference(times)
-        return (self._clock() - times[0]) / (len(times) - 1)
+        if self._task.device.type != "cpu":
+            return (self._clock() - times[0]) / (len(times) - 1), None
+        stretch = self._stretch(times, before)
+        return _each(times, stretch), stretch
+
+    def _read(self) -> tuple[float, float] | None:
+        return self._processor() if self._processor is not None else None
+
+    def _stretch(self, times: list[float], before: tuple[float, float] | None) -> Stretch | None:
+        after = self._read()
+        if before is None or after is None:
+            return None
+        return Stretch(times[-1] - times[0], after[0] - before[0], after[1] - before[1])
 
 
-def _low_difference(times: list[float]) -> float:
-    return float(np.quantile(np.diff(times), QUANTILE))
+def _each(times: list[float], stretch: Stretch | None) -> float:
+    """Seconds between two looks at the clock, without what other processes added.
+
+    The 20 % quantile passes by the acts that were disturbed, where some were not. Of acts so long
+    that all were, the time that threads stood in line is taken off their mean.
+    """
+    low = float(np.quantile(np.diff(times), QUANTILE))
+    return low if stretch is None else min(low, stretch.undisturbed_seconds / (len(times) - 1))
+
+
+def elements_in(batch: Any) -> int:
+    """Count the elements of a batch's tensors, padding included.
+
+    Args:
+        batch: A tensor, or a sequence or mapping of them, also nested; the rest counts nothing.
+
+    Example:
+        >>> import torch
+        >>> elements_in({"tokens": torch.zeros(3, 8), "names": ["a", "b", "c"]})
+        24
+    """
+    if isinstance(batch, Tensor):
+        return batch.numel()
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        return sum(elements_in(part) for part in batch)
+    return 0

@@ -1,4 +1,4 @@
-"""What step times mean: their low quantile with doubt, the line through them, the bottleneck.
+"""What step times mean: their low quantile with doubt, the line through them, the plateau.
 
 Pure functions of numbers; nothing here looks at a clock.
 """
@@ -18,7 +18,6 @@ _FEWEST_RESAMPLED = 10  # resampled intervals of fewer cover too little (56 % at
 _LONE_FACTOR = 2.0
 _RESAMPLES = 1000
 _PLATEAU_GAIN = 1.05  # per doubling, in examples per second
-_LOADING_EXCESS = 1.1
 
 
 def estimate_seconds(
@@ -116,30 +115,3 @@ def reaches_plateau(rates: Sequence[tuple[int, float]]) -> bool:
             return False
         last = halves[-1]
     return True
-
-
-def name_bottleneck(
-    points: Sequence[ThroughputPoint], half_batch_size: float | None, *, overlapped: bool
-) -> str:
-    """Name what limits the rate at the largest size that was measured.
-
-    Args:
-        points: Ascending in batch size, at least one.
-        half_batch_size: Of `fit_step_line`.
-        overlapped: Whether worker processes load while the device computes.
-
-    Returns:
-        ``"loading"``: no batch size will help, more loader processes may. ``"overhead"``: the
-        fixed cost of a step, so a larger batch helps. ``"compute"``: past the half batch size,
-        so it hardly helps. ``"mixed"``: in between, or too little is known.
-    """
-    last = points[-1]
-    excess = _LOADING_EXCESS if overlapped else 1.0
-    if last.load_seconds > excess * last.step_seconds:
-        return "loading"
-    if half_batch_size is None:
-        flat = len(points) > 1 and last.step_seconds < 2 * points[0].step_seconds
-        return "overhead" if flat else "mixed"
-    if last.batch_size <= half_batch_size / 2:
-        return "overhead"
-    return "compute" if last.batch_size >= 2 * half_batch_size else "mixed"

@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
-from typing import Any, cast, final
+from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import torch
@@ -11,24 +11,30 @@ import torch
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.errors import TaskError
 from rightbatch.hardware.budget import device_budget_bytes
+from rightbatch.hardware.clocks import Loop, measure_workers
+from rightbatch.hardware.diagnosis import Symptoms, diagnose, loading_matters
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
+from rightbatch.hardware.processor import processor_beside
 from rightbatch.hardware.stations import Station, Stopwatch
-from rightbatch.hardware.step_time import (
-    estimate_seconds,
-    fit_step_line,
-    name_bottleneck,
-    reaches_plateau,
+from rightbatch.hardware.step_curve import fit_step_shape
+from rightbatch.hardware.step_time import estimate_seconds, fit_step_line, reaches_plateau
+from rightbatch.hardware.workload import NO_CAP, hold_still
+from rightbatch.results import (
+    LoopClocks,
+    Status,
+    StepShares,
+    ThroughputPoint,
+    ThroughputProfile,
+    WorkerPoint,
 )
-from rightbatch.hardware.workload import NO_CAP, hold_still, prefetched_batches, synchronize
-from rightbatch.results import Status, ThroughputPoint, ThroughputProfile
 from rightbatch.task import Task
 from rightbatch.task.preflight import mixes_examples
 
 _SMALLEST = 4  # examples; below, a step costs hardly less
 _SLOW_SHARE = 0.03  # of the budget: a size whose step takes longer is not tried by default
 _CALIBRATION_SHARE = 0.4
-_WORKERS_SHARE = 0.15
+_CLOCKS_SHARE, _PARTS_SHARE, _WORKERS_SHARE = 0.12, 0.04, 0.2  # of the budget
 _FEWEST_ROUNDS, _PLANNED_ROUNDS, _MOST_ROUNDS = 4, 10, 40
 _LONGEST_WINDOW_SECONDS = 0.25
 _NARROW = 0.03  # interval over value; enough once every size has it
@@ -53,11 +59,15 @@ def measure_throughput(
 
     Sizes are interleaved in random order, so that a machine that is busy for a while makes
     all of them a little unsure and none of them wrong. A step is taken on a batch that is
-    already on the device; loading is timed apart, and a training loop pays the sum of both,
-    or with worker processes the larger one.
+    already on the device; loading is timed apart. What a training loop pays for both is looked
+    at beside them, at today's size: the sum, or with worker processes about the larger one.
 
-    The interval covers what varied while measuring. It cannot cover a machine that was busy
-    all along.
+    At that size the parts of a step are timed too, and loading with more worker processes where
+    loading matters. From all this the bottleneck is named, with what to try.
+
+    The interval covers what varied while measuring. Of a machine that was busy all along Linux
+    tells how long threads stood in line for a processor, which is taken off; what other
+    processes did to caches and memory cannot be.
 
     Args:
         task: What is trained; left as it was. Learning rates are turned down meanwhile.
@@ -72,7 +82,8 @@ def measure_throughput(
         clock: Monotonic seconds.
 
     Returns:
-        The points, ascending in batch size, with the line through them. The status is
+        The points, ascending in batch size, with the line through them and what limits the
+        rate at today's batch size, or at the largest where today's is not known. The status is
         ``PLATEAU`` where larger sizes would be no faster per example, ``OUT_OF_TIME`` where
         time cut the sizes or left fewer than 4 rounds, ``OK`` otherwise.
 
@@ -92,18 +103,24 @@ def measure_throughput(
     with task.preserved():
         torch.manual_seed(seed)
         hold_still(task.optimizer)
-        stopwatch = Stopwatch(task, clock, budget_seconds=time_budget_seconds, seed=seed)
+        stopwatch = Stopwatch(
+            task,
+            clock,
+            processor=processor_beside(clock),
+            budget_seconds=time_budget_seconds,
+            seed=seed,
+        )
         bench = _Bench(task, stopwatch, deadline, progress)
         if sizes is None:
             status = bench.open_upwards(cap, guard_memory=max_batch_size is None)
         else:
             status = bench.open_all(sorted({int(size) for size in sizes}))
-        by_workers = bench.time_workers(seed, clock) if task.num_workers else None
+        aside = bench.look_aside(seed, clock)
         rounds = bench.run_rounds(np.random.default_rng(seed))
         stations = bench.stations
     if rounds < _FEWEST_ROUNDS:
         status = Status.OUT_OF_TIME
-    return _summarize(stations, by_workers, seed, status)
+    return _summarize(stations, aside, today=task.batch_size, seed=seed, status=status)
 
 
 def _check_arguments(
@@ -176,27 +193,42 @@ class _Bench:
         self._check_some()
         return status
 
-    def time_workers(self, seed: int, clock: Clock) -> tuple[int, float]:
-        """Return the largest size that time allows, and what the workers take for its batch.
+    def look_aside(self, seed: int, clock: Clock) -> "_Aside":
+        """Look at the real loop and the parts of a step, at one size, and at other workers.
 
-        They are started once: what they gain over loading in this process hardly depends on
-        the size, and starting them at every size would take longer than all the rest.
+        Worker processes are started for one size: what they gain over loading in this process
+        hardly depends on it, and starting them at every size would take longer than all the rest.
         """
-        workers = self._task.num_workers
-        each = prefetched_batches(self._task)  # first those made while the clock did not run
-        allowed = _WORKERS_SHARE * self._deadline.seconds
-        affordable = [s for s in self.stations if 2 * each * s.load_seconds <= allowed * workers]
-        station = affordable[-1] if affordable else self.stations[0]
-        self._progress(self._deadline.fraction(), f"throughput: loading with {workers} workers")
-        batches = cast(Any, self._task.batches(station.batch_size, seed=seed))
-        with closing(batches):
-            for _ in range(each):
-                next(batches)
-            start = clock()
-            for _ in range(each):
-                next(batches)
-            synchronize(self._task.device)
-            return station.batch_size, (clock() - start) / each
+        total = self._deadline.seconds
+        loops = [self._loop(station, seed, clock) for station in self.stations]
+        affordable = [loop for loop in loops if loop.cost_seconds() <= _CLOCKS_SHARE * total]
+        today = [loop for loop in affordable if loop.batch_size == self._task.batch_size]
+        needed = loops[:1] if self._task.num_workers else []  # the points cannot do without
+        candidates = today or affordable[-1:] or needed
+        if not candidates:
+            return _Aside()
+        (loop,) = candidates
+        size = loop.batch_size
+        self._progress(self._deadline.fraction(), f"throughput: the training loop at {size}")
+        clocks = loop.measure_clocks(_CLOCKS_SHARE * total)
+        shares = loop.measure_shares(_PARTS_SHARE * total)
+        workers: tuple[WorkerPoint, ...] = ()
+        if loading_matters(clocks.load_seconds, clocks.step_seconds, clocks.total_seconds):
+            self._progress(self._deadline.fraction(), "throughput: trying worker processes")
+            workers = measure_workers(loop, clocks, seconds=_WORKERS_SHARE * total)
+        return _Aside(clocks, shares, workers)
+
+    def _loop(self, station: Station, seed: int, clock: Clock) -> Loop:
+        return Loop(
+            task=self._task,
+            batch_size=station.batch_size,
+            batch=station.batch,
+            stream=station.stream,
+            step_seconds=station.step_seconds,
+            load_seconds=station.load_seconds,
+            seed=seed,
+            clock=clock,
+        )
 
     def run_rounds(self, rng: np.random.Generator) -> int:
         """Time every size once a round, in a new order, while there is time; return the rounds."""
@@ -274,37 +306,72 @@ class _MemoryGuard:
         return last is not None and peak * size / last > self._budget_bytes
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class _Aside:
+    """What was looked at beside the sizes, at one of them."""
+
+    clocks: LoopClocks | None = None
+    shares: StepShares | None = None
+    workers: tuple[WorkerPoint, ...] = ()
+
+
 def _summarize(
-    stations: Sequence[Station], by_workers: tuple[int, float] | None, seed: int, status: Status
+    stations: Sequence[Station], aside: _Aside, *, today: int | None, seed: int, status: Status
 ) -> ThroughputProfile:
     rng = np.random.default_rng(seed)
     loads = {
         station.batch_size: estimate_seconds(station.load_samples or [station.load_seconds], rng)[0]
         for station in stations
     }
-    if by_workers is not None and loads[by_workers[0]] > 0:
-        gain = by_workers[1] / loads[by_workers[0]]
+    clocks = aside.clocks
+    if clocks is not None and clocks.num_workers and loads[clocks.batch_size] > 0:
+        gain = clocks.load_seconds / loads[clocks.batch_size]
         loads = {size: seconds * gain for size, seconds in loads.items()}
-    points = []
-    for station in stations:
-        step, low, high = estimate_seconds(station.step_samples or [station.step_seconds], rng)
-        load = loads[station.batch_size]
-        points.append(
-            ThroughputPoint(
-                batch_size=station.batch_size,
-                step_seconds=step,
-                low=low,
-                high=high,
-                load_seconds=load,
-                total_seconds=step + load if by_workers is None else max(step, load),
-            )
-        )
+    overlap = clocks.overlap if clocks is not None else 0.0
+    points = [_point(station, loads[station.batch_size], overlap, rng) for station in stations]
     alpha, beta, half = fit_step_line(points)
+    found = diagnose(
+        Symptoms(
+            points=points,
+            half_batch_size=half,
+            batch_size=today,
+            num_workers=clocks.num_workers if clocks is not None else 0,
+            clocks=clocks,
+            shares=aside.shares,
+            workers=aside.workers,
+        )
+    )
     return ThroughputProfile(
         points=tuple(points),
         alpha_seconds=alpha,
         beta_seconds_per_example=beta,
         half_batch_size=half,
-        bottleneck=name_bottleneck(points, half, overlapped=by_workers is not None),
+        bottleneck=found.bottleneck,
         status=status,
+        evidence=found.evidence,
+        advice=found.advice,
+        clocks=clocks,
+        shares=aside.shares,
+        workers=aside.workers,
+        shape=fit_step_shape(points),
+    )
+
+
+def _point(
+    station: Station, load: float, overlap: float, rng: np.random.Generator
+) -> ThroughputPoint:
+    """Sum up one size; the loop pays both times but for what it hides of the shorter one."""
+    step, low, high = estimate_seconds(station.step_samples or [station.step_seconds], rng)
+    return ThroughputPoint(
+        batch_size=station.batch_size,
+        step_seconds=step,
+        low=low,
+        high=high,
+        load_seconds=load,
+        total_seconds=max(step, load) + (1 - overlap) * min(step, load),
+        idle_share=station.idle_share,
+        crowded_share=station.crowded_share,
+        units=station.units,
+        elements=station.elements,
     )

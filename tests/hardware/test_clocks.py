@@ -1,0 +1,292 @@
+"""Clocks, parts and workers. Oracle: closed form (a clock that only the chosen costs advance)."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from rightbatch._time import wall_clock
+from rightbatch.hardware import measure_throughput
+from rightbatch.hardware.clocks import Loop, measure_workers
+from rightbatch.hardware.workload import batches_in_process
+from rightbatch.results import LoopClocks
+from rightbatch.task import Task
+from rightbatch.testing import FakeClock
+from tests.hardware.tasks import task_with, timed_task
+
+
+def loop_of(task: Task, clock: Callable[[], float], *, size: int = 8) -> Loop:
+    stream = batches_in_process(task, size, seed=0)
+    return Loop(
+        task=task,
+        batch_size=size,
+        batch=next(stream),
+        stream=stream,
+        step_seconds=0.05,
+        load_seconds=0.02,
+        seed=0,
+        clock=clock,
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 100.0])
+def test_in_one_process_the_loop_pays_both(seconds: float) -> None:
+    clock = FakeClock()
+    task = timed_task(clock, alpha=0.04, beta=0.001, load=0.002)
+    clocks = loop_of(task, clock).measure_clocks(seconds)
+    assert clocks.step_seconds == pytest.approx(0.048)
+    assert clocks.load_seconds == pytest.approx(0.016)
+    assert clocks.total_seconds == pytest.approx(0.064)
+    assert (clocks.num_workers, clocks.overlap) == (0, 0.0)
+
+
+def test_a_busy_spell_does_not_count() -> None:
+    """Ten times slower for a part of the time: the other rounds tell."""
+    clock = FakeClock()
+    task = task_with(lambda size: clock.advance(0.05 * (10 if 0.3 < clock() % 3 < 1 else 1)))
+    clocks = loop_of(task, clock).measure_clocks(20.0)
+    assert clocks.step_seconds == pytest.approx(0.05)
+    assert clocks.total_seconds == pytest.approx(0.05)
+
+
+def test_the_time_for_the_clocks_is_kept() -> None:
+    clock = FakeClock()
+    task = timed_task(clock, alpha=0.05, beta=0.0, load=0.0025)
+    loop = loop_of(task, clock)
+    began = clock()
+    loop.measure_clocks(2.0)
+    assert 0.5 < clock() - began <= 2.5
+    began = clock()
+    loop.measure_clocks(0.0)  # one round, whatever it takes
+    assert clock() - began == pytest.approx(loop.cost_seconds())
+
+
+@pytest.mark.parametrize(
+    ("total", "overlap"), [(0.3, 1.0), (0.35, 0.5), (0.4, 0.0), (0.5, 0.0), (0.2, 1.0)]
+)
+def test_overlap_is_what_the_loop_does_not_pay_of_the_shorter(total: float, overlap: float) -> None:
+    task = task_with(lambda size: None, num_workers=2)
+    found = loop_of(task, FakeClock())._overlap(0.1, 0.3, total)
+    assert found == pytest.approx(overlap)
+    assert loop_of(task, FakeClock())._overlap(0.0, 0.3, 0.3) == 1.0
+
+
+# The parts of a step.
+
+
+class Costly(nn.Module):
+    """A parameter whose gradient takes a while, on a fake clock."""
+
+    def __init__(self, clock: FakeClock, seconds: float) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.ones(()))
+        self._clock, self._seconds = clock, seconds
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        product = self.theta * inputs
+        if product.requires_grad:
+            product.register_hook(lambda _: self._clock.advance(self._seconds))
+        return product.square().mean()
+
+
+def test_the_parts_of_a_step_are_told_apart() -> None:
+    clock = FakeClock()
+    task = task_with(lambda size: clock.advance(0.05), model=Costly(clock, 0.12))
+    task.optimizer.register_step_pre_hook(lambda *_: clock.advance(0.03))
+    shares = loop_of(task, clock).measure_shares(10.0)
+    assert shares is not None
+    assert shares.batch_size == 8
+    assert (shares.forward, shares.backward, shares.optimizer) == pytest.approx((0.25, 0.6, 0.15))
+
+
+def test_the_parts_make_the_same_step_as_the_task() -> None:
+    """Clipping included: the same weights, bit for bit."""
+    torch.manual_seed(0)
+    ends = []
+    for parts in (True, False):
+        model = nn.Linear(3, 1)
+        nn.init.ones_(model.weight)
+        nn.init.zeros_(model.bias)
+        task = Task(
+            model,
+            torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+            torch.linspace(-1, 3, 48).reshape(16, 3),
+            lambda model, batch: model(batch).square().mean(),
+            clip_grad_norm=0.5,
+        )
+        loop = loop_of(task, FakeClock())
+        for _ in range(3):
+            if parts:
+                loop._parts()
+            else:
+                task.step(loop.batch)
+        ends.append(model.weight.detach().clone())
+    assert torch.equal(*ends)
+
+
+def test_parts_that_time_does_not_allow_are_not_measured() -> None:
+    loop = loop_of(task_with(lambda size: None), FakeClock())
+    assert loop.measure_shares(0.049) is None  # a step is said to take 0.05 s
+    assert loop.measure_shares(0.051) is None  # on a clock that stands still
+
+
+# Workers.
+
+
+class Sleepy(Dataset[Tensor]):
+    """Two milliseconds an example, as from a slow disk."""
+
+    def __len__(self) -> int:
+        return 256
+
+    def __getitem__(self, index: int) -> Tensor:
+        time.sleep(0.002)
+        return torch.tensor(float(index))
+
+
+def known(load_seconds: float, step_seconds: float) -> LoopClocks:
+    return LoopClocks(
+        batch_size=8,
+        num_workers=0,
+        load_seconds=load_seconds,
+        step_seconds=step_seconds,
+        total_seconds=load_seconds + step_seconds,
+        overlap=0.0,
+    )
+
+
+def test_more_workers_are_tried_while_they_gain() -> None:
+    task = task_with(lambda size: None, dataset=Sleepy())
+    points = measure_workers(loop_of(task, wall_clock), known(0.02, 1e-9), seconds=60.0)
+    counts = [point.num_workers for point in points]
+    assert counts[:2] == [0, 2]  # one alone is no faster than loading here
+    assert counts == sorted(set(counts))
+    assert points[0].load_seconds == 0.02  # the loop's own
+    assert 0.0 < points[1].load_seconds < 0.016  # eight examples, each of which sleeps 2 ms
+
+
+def test_workers_that_hide_loading_are_enough() -> None:
+    task = task_with(lambda size: None, dataset=Sleepy())
+    points = measure_workers(loop_of(task, wall_clock), known(99.0, 100.0), seconds=60.0)
+    assert [point.num_workers for point in points] == [0, 1]
+
+
+def test_no_worker_is_started_without_the_time_for_it() -> None:
+    task = task_with(lambda size: None, dataset=Sleepy())
+    assert measure_workers(loop_of(task, wall_clock), known(1.0, 0.1), seconds=0.01) == ()
+
+
+def test_no_worker_is_started_beside_a_clock_that_it_cannot_see() -> None:
+    task = task_with(lambda size: None, dataset=Sleepy())
+    assert measure_workers(loop_of(task, FakeClock()), known(1.0, 0.1), seconds=60.0) == ()
+
+
+class OnlyHere(Dataset[Tensor]):
+    """Refuses worker processes."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Tensor:
+        if torch.utils.data.get_worker_info() is not None:
+            raise RuntimeError("one process only")
+        time.sleep(0.001)
+        return torch.tensor(float(index))
+
+
+def test_a_data_set_that_refuses_workers_is_measured_without_them() -> None:
+    task = task_with(lambda size: None, dataset=OnlyHere(), batch_size=8)
+    profile = measure_throughput(task, [4, 8], time_budget_seconds=1.0)
+    assert profile.workers == ()
+    assert profile.bottleneck == "loading"
+    assert "num_workers" in profile.advice
+
+
+# Five tasks of known bottleneck, on the wall clock. Each cause outweighs the rest by far.
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def square(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()
+
+
+def made(model: nn.Module, dataset: Any, loss: Any = square, **options: Any) -> Task:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return Task(model, optimizer, dataset, loss, **options)
+
+
+def slow_loader() -> Task:
+    return made(nn.Linear(1, 1), Sleepy(), lambda model, batch: square(model, batch[:, None]))
+
+
+def tiny_model() -> Task:
+    return made(nn.Linear(4, 1), torch.randn(64, 4))
+
+
+def large_model() -> Task:
+    layers = itertools.chain.from_iterable((nn.Linear(256, 256), nn.ReLU()) for _ in range(4))
+    return made(nn.Sequential(*layers), torch.randn(2048, 256))
+
+
+class Ragged(Dataset[Tensor]):
+    """Mostly short examples, one in eight a hundred times as long."""
+
+    def __len__(self) -> int:
+        return 512
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.ones(400 if index % 8 == 0 else 4, 64)
+
+
+def ragged() -> Task:
+    def collate(examples: list[Tensor]) -> Tensor:
+        return nn.utils.rnn.pad_sequence(examples, batch_first=True)
+
+    def units(batch: Tensor) -> float:
+        return batch[..., 0].sum().item()
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().sum() / units(batch)
+
+    return made(nn.Linear(64, 64), Ragged(), loss, collate_fn=collate, weight=units)
+
+
+def lock_step() -> Task:
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        time.sleep(0.03)  # as long as the slowest rank of a collective takes
+        return square(model, batch)
+
+    return made(nn.Linear(4, 1), torch.randn(64, 4), loss)
+
+
+MADE = {
+    "slow loader": (slow_loader, [4, 16], "loading", "num_workers="),
+    "tiny model": (tiny_model, [4, 64], "overhead", "larger batch"),
+    "large model": (large_model, [16, 256, 2048], "compute", "more devices"),
+    "padding-bound": (ragged, [1, 4, 64], "padding", "similar length"),
+    "lock-step sleep": (lock_step, [4, 64], "sync", "a slower rank"),
+}
+
+
+@pytest.mark.parametrize(("make", "sizes", "name", "advice"), MADE.values(), ids=MADE)
+@pytest.mark.usefixtures("_one_thread", "float32")
+def test_the_bottleneck_of_a_made_task_is_named(
+    make: Callable[[], Task], sizes: list[int], name: str, advice: str
+) -> None:
+    profile = measure_throughput(make(), sizes, time_budget_seconds=4.0)
+    assert profile.bottleneck == name, profile
+    assert advice in profile.advice
+    assert profile.clocks is not None
+    assert profile.shares is not None
