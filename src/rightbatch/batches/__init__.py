@@ -2,9 +2,13 @@
 
 `schedules.py` says the size by examples seen: `stages.py` writes tables, `hysteresis.py` follows a
 noise scale, `policies.py` says what published rules want of it, `sizes.py` which sizes are valid.
+`samplers.py` draws batches of changing size from the order of `drawing.py`; `regrouping.py` cuts
+batches of exact size from what was loaded before.
 """
 
+from rightbatch.batches.regrouping import Regrouped
+from rightbatch.batches.samplers import BatchSizeSampler
 from rightbatch.batches.schedules import BatchSizeSchedule, Decision
 from rightbatch.batches.sizes import nearest_valid
 
-__all__ = ["BatchSizeSchedule", "Decision", "nearest_valid"]
+__all__ = ["BatchSizeSampler", "BatchSizeSchedule", "Decision", "Regrouped", "nearest_valid"]

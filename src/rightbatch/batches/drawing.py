@@ -1,0 +1,84 @@
+"""The global order of an epoch, what each device draws of it, and how far a pass is."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+_SEEDS = 2**31 - 1  # prime, so that seed and epoch together make seeds of their own
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Every example once per epoch, in an order that all devices share."""
+
+    num_examples: int
+    shuffle: bool
+    seed: int
+
+    def of(self, epoch: int) -> Tensor:
+        """Return the numbers of the examples, shape [num_examples]."""
+        if not self.shuffle:
+            return torch.arange(self.num_examples)
+        generator = torch.Generator().manual_seed(self.seed * _SEEDS + epoch)
+        return torch.randperm(self.num_examples, generator=generator)
+
+
+def share(order: Tensor, begin: int, size: int, *, rank: int, world_size: int) -> list[int]:
+    """Return a device's share of the next examples of an order.
+
+    Args:
+        order: Of the epoch.
+        begin: Examples before the batch.
+        size: Of the batch, over all devices.
+        rank: Of the device.
+        world_size: Number of devices. Where it does not divide the size, the batch is padded
+            with the first examples of the order.
+
+    Example:
+        >>> order = torch.tensor([7, 8, 9, 5, 6])
+        >>> [share(order, 2, 3, rank=rank, world_size=2) for rank in (0, 1)]
+        [[9, 6], [5, 7]]
+    """
+    whole = order[begin : begin + size]
+    padding = -size % world_size
+    if padding:
+        repeats = -(-padding // len(order))
+        whole = torch.cat([whole, order.repeat(repeats)[:padding]])
+    return whole[rank::world_size].tolist()
+
+
+@final
+@dataclass(slots=True)
+class Place:
+    """How far a pass has drawn."""
+
+    epoch: int
+    position: int  # examples of the epoch, over all devices
+    examples_seen: int  # since training began
+    planned: deque[int]  # sizes to draw first
+    drawn: int = 0  # batches
+    order: Tensor | None = None  # of the epoch, once it is needed
+    is_over: bool = False
+
+
+@final
+class Indices(list[int]):
+    """Numbers of examples that tell when they leave for another process.
+
+    Args:
+        numbers: Of the examples of a batch.
+        on_leaving: Called then; the other process gets a plain list.
+    """
+
+    def __init__(self, numbers: list[int], on_leaving: Callable[[], None]) -> None:
+        super().__init__(numbers)
+        self._on_leaving = on_leaving
+
+    def __reduce__(self) -> tuple[type[list[int]], tuple[list[int]]]:
+        self._on_leaving()
+        return list, (list(self),)
