@@ -7,6 +7,7 @@
 it and change nothing; `plan` is a pure function of their results; `find` runs them all.
 """
 
+from rightbatch.batches import BatchSizeSampler, BatchSizeSchedule
 from rightbatch.errors import (
     CannotConvert,
     CannotPlan,
@@ -58,6 +59,8 @@ from rightbatch.scaling import ScalingReport, scale_hyperparameters
 from rightbatch.task import Task, supervised
 
 __all__ = [
+    "BatchSizeSampler",
+    "BatchSizeSchedule",
     "Calibration",
     "CannotConvert",
     "CannotPlan",
