@@ -55,7 +55,12 @@ from rightbatch.results import (
     Status,
     ThroughputProfile,
 )
-from rightbatch.scaling import ScalingReport, scale_hyperparameters
+from rightbatch.scaling import (
+    LayerwiseReport,
+    ScalingReport,
+    check_layerwise_optimizer,
+    scale_hyperparameters,
+)
 from rightbatch.task import Task, supervised
 
 __all__ = [
@@ -78,6 +83,7 @@ __all__ = [
     "LRCurve",
     "LRRace",
     "LayerNoise",
+    "LayerwiseReport",
     "MemoryProfile",
     "MissingExtra",
     "MixesExamples",
@@ -94,6 +100,7 @@ __all__ = [
     "TaskError",
     "ThroughputProfile",
     "calibrate",
+    "check_layerwise_optimizer",
     "convert_ghost_batch_norm",
     "critical_batch_size",
     "explain",

@@ -42,7 +42,8 @@ class LARS(Optimizer):
                 if grad is None:
                     continue
                 decay = group["weight_decay"]
-                local = group["trust"] * weight.norm() / (grad.norm() + decay * weight.norm())
+                size = grad.norm() + decay * weight.norm()
+                local = group["trust"] * weight.norm() / size if size > 0 else 0.0
                 scaled = local * (grad + decay * weight)
                 state = self.state[weight]
                 if "momentum_buffer" not in state:

@@ -1,6 +1,7 @@
 """Oracle: closed forms by hand, for the settings of every rule and optimizer."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -71,8 +72,8 @@ def test_adamw_four_times_larger_by_hand() -> None:
 
 
 def test_the_first_beta_stays_beyond_four_times_unless_asked() -> None:
-    def beta1(to: int, **options: str) -> float:
-        return scaled_hyperparameters("Adam", ADAMW, 64, to, **options).after("beta1")  # type: ignore[arg-type]
+    def beta1(to: int, **options: Any) -> float:
+        return scaled_hyperparameters("Adam", ADAMW, 64, to, **options).after("beta1")
 
     assert beta1(256) == pytest.approx(0.6561)
     assert beta1(512) == 0.9
@@ -89,8 +90,8 @@ def test_coupled_weight_decay_is_a_term_of_the_loss_and_stays() -> None:
 
 
 @pytest.mark.parametrize("rule", ["linear", "sqrt"])
-def test_decoupled_weight_decay_keeps_its_time_scale_under_any_rule(rule: str) -> None:
-    report = scaled_hyperparameters("AdamW", ADAMW, 64, 1024, rule=rule)  # type: ignore[arg-type]
+def test_decoupled_weight_decay_keeps_its_time_scale_under_any_rule(rule: Any) -> None:
+    report = scaled_hyperparameters("AdamW", ADAMW, 64, 1024, rule=rule)
     shrink_per_example = report.after("lr") * report.after("weight_decay") / 1024
     assert shrink_per_example == pytest.approx(1e-3 * 0.1 / 64, rel=1e-12)
 
@@ -121,7 +122,7 @@ def test_rmsprop_scales_its_alpha_and_lion_both_betas_and_no_eps() -> None:
 
 
 def test_auto_follows_the_optimizer_and_the_evidence() -> None:
-    def rule(name: str, **evidence: float) -> str:
+    def rule(name: str, **evidence: Any) -> str:
         return scaled_hyperparameters(name, {"lr": 0.1}, 8, 16, **evidence).rule
 
     assert rule("SGD") == "linear"
@@ -157,9 +158,10 @@ def test_the_edge_holds_the_rate_that_makes_up_for_a_shorter_momentum() -> None:
 
 @pytest.mark.parametrize("name", ["noise_scale", "critical_batch_size"])
 def test_past_the_evidence_the_report_is_outside_validity(name: str) -> None:
-    inside = scaled_hyperparameters("SGD", {"lr": 0.1}, 8, 64, **{name: 64.0})
-    outside = scaled_hyperparameters("SGD", {"lr": 0.1}, 8, 65, **{name: 64.0})
-    back = scaled_hyperparameters("SGD", {"lr": 0.1}, 65, 8, **{name: 64.0})
+    evidence: dict[str, Any] = {name: 64.0}
+    inside = scaled_hyperparameters("SGD", {"lr": 0.1}, 8, 64, **evidence)
+    outside = scaled_hyperparameters("SGD", {"lr": 0.1}, 8, 65, **evidence)
+    back = scaled_hyperparameters("SGD", {"lr": 0.1}, 65, 8, **evidence)
     assert inside.valid
     assert inside.warnings == ()
     for report in (outside, back):
@@ -176,7 +178,7 @@ def test_without_evidence_nothing_is_called_valid() -> None:
 
 def test_a_first_beta_without_a_step_of_memory_is_outside_validity() -> None:
     """kappa (1 - beta1) = 1 at kappa = 10."""
-    evidence = {"critical_batch_size": 1e6}
+    evidence: dict[str, Any] = {"critical_batch_size": 1e6}
     at_ten = scaled_hyperparameters("Adam", ADAMW, 8, 80, **evidence)
     at_nine = scaled_hyperparameters("Adam", ADAMW, 8, 72, **evidence)
     assert at_nine.valid
@@ -189,9 +191,9 @@ def test_a_first_beta_without_a_step_of_memory_is_outside_validity() -> None:
     [("AdamW", "linear", "sqrt"), ("AdamW", "adascale", "sqrt"), ("SGD", "surge", "saturating")],
 )
 def test_a_rule_for_other_steps_is_applied_but_not_called_valid(
-    name: str, rule: str, advice: str
+    name: str, rule: Any, advice: str
 ) -> None:
-    report = scaled_hyperparameters(name, {"lr": 0.1}, 8, 16, rule=rule, noise_scale=1e4)  # type: ignore[arg-type]
+    report = scaled_hyperparameters(name, {"lr": 0.1}, 8, 16, rule=rule, noise_scale=1e4)
     assert not report.valid
     assert f"Use rule='{advice}'" in report.warnings[0]
     assert report.after("lr") > 0.1
@@ -249,9 +251,9 @@ def test_the_report_prints_one_line_for_each_setting() -> None:
         ("edge", -0.5, "got edge=-0.5"),
     ],
 )
-def test_an_option_out_of_range_is_refused(option: str, value: object, match: str) -> None:
+def test_an_option_out_of_range_is_refused(option: str, value: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        scaled_hyperparameters("SGD", {"lr": 0.1}, 8, 16, **{option: value})  # type: ignore[arg-type]
+        scaled_hyperparameters("SGD", {"lr": 0.1}, 8, 16, **{option: value})
 
 
 def test_sizes_and_rates_out_of_range_are_refused() -> None:

@@ -6,16 +6,19 @@ from rightbatch.scaling.families import (
     registered_optimizers,
 )
 from rightbatch.scaling.hyperparameters import scaled_hyperparameters
+from rightbatch.scaling.layerwise import LayerwiseReport, check_layerwise_optimizer
 from rightbatch.scaling.learning_rate import ScalingRule, default_rule, scale_learning_rate
 from rightbatch.scaling.live import scale_hyperparameters
 from rightbatch.scaling.report import Change, ScalingReport, Validity
 
 __all__ = [
     "Change",
+    "LayerwiseReport",
     "OptimizerFamily",
     "ScalingReport",
     "ScalingRule",
     "Validity",
+    "check_layerwise_optimizer",
     "default_rule",
     "register_optimizer",
     "registered_optimizers",
