@@ -1,0 +1,184 @@
+"""Joining and cutting: every example once, in order, whatever structure carries it."""
+
+import json
+from collections import OrderedDict, namedtuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rightbatch.batches import BatchSizeSchedule, Regrouped
+
+COUNTS = st.lists(st.integers(0, 6), max_size=12)
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+def chunks(counts: list[int]) -> list[Tensor]:
+    return list(torch.arange(sum(counts)).split(counts)) if counts else []
+
+
+def taken(batches: Regrouped, sizes: list[int]) -> Iterator[list[int]]:
+    for batch in batches:
+        batches.set_batch_size(sizes[batches.examples_seen % len(sizes)])
+        yield batch.tolist()
+
+
+@given(COUNTS, SIZES)
+def test_every_example_once_and_in_order(counts: list[int], sizes: list[int]) -> None:
+    got = list(taken(Regrouped(chunks(counts), sizes[0]), sizes))
+    assert [number for batch in got for number in batch] == list(range(sum(counts)))
+    asked, seen = sizes[0], 0
+    for batch in got:
+        assert len(batch) == min(asked, sum(counts) - seen)
+        seen += len(batch)
+        asked = sizes[seen % len(sizes)]
+
+
+@given(COUNTS, SIZES)
+def test_how_the_chunks_were_cut_does_not_matter(counts: list[int], sizes: list[int]) -> None:
+    cut = list(taken(Regrouped(chunks(counts), sizes[0]), sizes))
+    whole = chunks([sum(counts)] if counts else [])
+    assert list(taken(Regrouped(whole, sizes[0]), sizes)) == cut
+
+
+@given(COUNTS, SIZES, st.integers(0, 15))
+def test_resumed_is_uninterrupted(counts: list[int], sizes: list[int], killed_after: int) -> None:
+    whole = list(taken(Regrouped(chunks(counts), sizes[0]), sizes))
+    first, second = (Regrouped(chunks(counts), sizes[0]) for _ in range(2))
+    seen = list(islice(taken(first, sizes), min(killed_after, len(whole))))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert seen + list(taken(second, sizes)) == whole
+    assert second.examples_seen == sum(counts)
+
+
+def test_the_next_pass_begins_at_the_front() -> None:
+    batches = Regrouped(chunks([4, 3]), 5)
+    assert [[batch.tolist() for batch in batches] for _ in range(2)] == [
+        [[0, 1, 2, 3, 4], [5, 6]]
+    ] * 2
+    assert batches.examples_seen == 14
+
+
+def test_a_schedule_counts_over_devices_and_passes() -> None:
+    batches = Regrouped(chunks([4, 4]), BatchSizeSchedule.table({0: 4, 20: 6}), world_size=2)
+    sizes = [[len(batch) for batch in batches] for _ in range(2)]
+    # Half of each four; from the twentieth example on half of each six.
+    assert sizes == [[2, 2, 2, 2], [2, 3, 3]]
+    assert batches.batch_size == 6
+
+
+def test_the_last_smaller_batch_can_be_dropped() -> None:
+    batches = Regrouped(chunks([4, 4]), 3, drop_last=True)
+    assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
+    assert batches.examples_seen == 6
+
+
+Pair = namedtuple("Pair", ["x", "y"])
+
+
+@dataclass
+class Record:
+    x: Tensor
+    names: list[str]
+
+
+def table(numbers: Tensor) -> dict[str, Any]:
+    return {
+        "x": numbers[:, None].expand(-1, 3),
+        "names": [str(number.item()) for number in numbers],
+        "nested": (numbers, [numbers + 1]),
+        "scale": 7,
+        "shape": (3, 28, 28),
+        "lookup": torch.arange(5.0),
+        "zero": torch.tensor(0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda numbers: numbers,
+        lambda numbers: [numbers, numbers + 1],
+        lambda numbers: (numbers, [str(number.item()) for number in numbers]),
+        lambda numbers: Pair(numbers, numbers + 1),
+        lambda numbers: Record(numbers, [str(number.item()) for number in numbers]),
+        lambda numbers: OrderedDict(x=numbers),
+        table,
+    ],
+)
+def test_any_structure_is_joined_and_cut(make: Any) -> None:
+    numbers = torch.arange(11)
+    given_chunks = [make(part) for part in numbers.split([4, 4, 3])]
+    for got, expected in zip(Regrouped(given_chunks, 6), numbers.split(6), strict=True):
+        assert same(got, make(expected))
+
+
+def same(one: Any, other: Any) -> bool:
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, Record):
+        return same(one.x, other.x) and one.names == other.names
+    if isinstance(one, tuple | list):
+        return all(same(part, part_too) for part, part_too in zip(one, other, strict=True))
+    return one == other
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([torch.zeros(2, 3), torch.zeros(2, 4)], r"all dimensions but the first, got \[\(3,\), \("),
+        ([{"x": torch.zeros(2), "s": 1}, {"x": torch.zeros(2), "s": 2}], "got int that differ"),
+        (
+            [{"x": torch.zeros(2), "s": torch.ones(3)}, {"x": torch.zeros(2), "s": torch.zeros(3)}],
+            "got Tensor that differ",
+        ),
+        (
+            [{"x": torch.zeros(2), "s": object()}, {"x": torch.zeros(2), "s": object()}],
+            "got object that differ",
+        ),
+        (["ab", "cd"], "must hold a tensor with a dimension of examples, got str"),
+        ([torch.tensor(1.0)], "must hold a tensor with a dimension of examples, got Tensor"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(parts: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(Regrouped(parts, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "got batch_size=0"),
+        ({"batch_size": 5, "world_size": 2}, "multiple of 2, .*take 4 or 6"),
+        ({"batch_size": 4, "world_size": 0}, "got world_size=0"),
+        (
+            {"batch_size": BatchSizeSchedule.table({0: 4, 9: 5}), "world_size": 2},
+            "got batch_size=5",
+        ),
+    ],
+)
+def test_impossible_sizes_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Regrouped([], **options)
+
+
+def test_a_scheduled_size_is_not_set_by_hand() -> None:
+    with pytest.raises(ValueError, match="must be called without a schedule"):
+        Regrouped([], BatchSizeSchedule.table({0: 4})).set_batch_size(8)
+
+
+def test_another_schedule_or_version_is_refused() -> None:
+    state = Regrouped([], BatchSizeSchedule.table({0: 4})).state_dict()
+    with pytest.raises(ValueError, match="of the same schedule, got 'table 0:4' for None"):
+        Regrouped([], 4).load_state_dict(state)
+    with pytest.raises(ValueError, match="must be of version 1, got 2"):
+        Regrouped([], 4).load_state_dict({"version": 2})
