@@ -24,7 +24,13 @@ from rightbatch.report.canvas import (
     marker,
 )
 from rightbatch.report.words import OUTCOMES
-from rightbatch.results import MemoryPoint, MemoryProfile, Results, ThroughputProfile
+from rightbatch.results import (
+    MemoryPoint,
+    MemoryProfile,
+    Results,
+    StepShape,
+    ThroughputProfile,
+)
 
 _LINE_POINTS = 60
 _HATCH = {
@@ -123,6 +129,8 @@ def throughput_figure(results: Results) -> go.Figure | None:
         yaxis=log_axis("examples per second", [*reach, *both], format_number),
     )
     figure.add_trace(_rate_line(throughput))
+    if throughput.shape is not None:
+        figure.add_trace(_shape_line(throughput, throughput.shape))
     figure.add_trace(computing)
     figure.add_trace(
         go.Scatter(
@@ -172,11 +180,8 @@ def _computing(throughput: ThroughputProfile) -> dict[str, Any]:
 
 def _rate_line(throughput: ThroughputProfile) -> go.Scatter:
     """Draw b / (alpha + beta b) between the sizes that were run, never beyond them."""
-    first, last = throughput.points[0].batch_size, throughput.points[-1].batch_size
-    ratio = (last / first) ** (1 / _LINE_POINTS)
-    sizes = [first * ratio**i for i in range(_LINE_POINTS + 1)]
     alpha, beta = throughput.alpha_seconds, throughput.beta_seconds_per_example
-    sizes = [size for size in sizes if alpha + beta * size > 0]
+    sizes = [size for size in _sizes_between(throughput) if alpha + beta * size > 0]
     return go.Scatter(
         x=sizes,
         y=[size / (alpha + beta * size) for size in sizes],
@@ -185,6 +190,31 @@ def _rate_line(throughput: ThroughputProfile) -> go.Scatter:
         line={"color": MEASURED, "width": 1.6},
         hoverinfo="skip",
     )
+
+
+def _shape_line(throughput: ThroughputProfile, shape: StepShape) -> go.Scatter:
+    """Draw b / (alpha^g + (beta b)^g)^(1/g), in logarithms: a sharp one's powers overflow."""
+    alpha, beta = math.log(shape.alpha_seconds), math.log(shape.beta_seconds_per_example)
+    sizes = _sizes_between(throughput)
+    terms = [sorted((alpha, beta + math.log(size))) for size in sizes]
+    logs = [
+        more + math.log1p(math.exp(shape.sharpness * (less - more))) / shape.sharpness
+        for less, more in terms
+    ]
+    return go.Scatter(
+        x=sizes,
+        y=[size / math.exp(log) for size, log in zip(sizes, logs, strict=True)],
+        mode="lines",
+        name=f"with a bend of sharpness {format_number(shape.sharpness)}",
+        line={"color": MEASURED, "width": 1.2, "dash": "dot"},
+        hoverinfo="skip",
+    )
+
+
+def _sizes_between(throughput: ThroughputProfile) -> list[float]:
+    first, last = throughput.points[0].batch_size, throughput.points[-1].batch_size
+    ratio = (last / first) ** (1 / _LINE_POINTS)
+    return [first * ratio**i for i in range(_LINE_POINTS + 1)]
 
 
 def step_time_figure(results: Results) -> go.Figure | None:

@@ -14,6 +14,7 @@ from rightbatch._format import (
 )
 from rightbatch.report.noise_tables import geometries_table, layers_table, track_table
 from rightbatch.report.table import Row, Table
+from rightbatch.report.throughput_tables import clocks_table, step_table, workers_table
 from rightbatch.report.words import INSTRUMENTS, OUTCOMES
 from rightbatch.results import (
     Candidate,
@@ -43,7 +44,7 @@ def tables(results: Results, instrument: str) -> tuple[Table, ...]:
         if isinstance(value, MemoryProfile):
             made.append(_memory(value))
         elif isinstance(value, ThroughputProfile):
-            made.append(_throughput(value))
+            made += [step_table(value), clocks_table(value), workers_table(value)]
         elif isinstance(value, NoiseScale):
             made += [geometries_table(value, results.track), layers_table(value)]
         elif isinstance(value, NoiseTrack):
@@ -179,31 +180,6 @@ def _memory(memory: MemoryProfile) -> Table:
         rows=tuple(rows),
         note=f"Budget: {format_bytes(memory.budget_bytes)}, for weights, gradients, optimizer state, "
         f"activations and batches; {format_bytes(memory.held_bytes)} were held before.",
-    )
-
-
-def _throughput(throughput: ThroughputProfile) -> Table:
-    rows = (
-        Row(
-            cells=(
-                format_count(p.batch_size),
-                format_seconds(p.step_seconds),
-                f"{format_seconds(p.low)} to {format_seconds(p.high)}",
-                format_seconds(p.load_seconds),
-                format_seconds(p.total_seconds),
-                format_number(p.batch_size / p.total_seconds),
-            )
-        )
-        for p in throughput.points
-    )
-    return Table(
-        title="One optimizer step",
-        header=("batch size", "computing", "95 % interval", "loading", "both", "examples/s"),
-        rows=tuple(rows),
-        note=(
-            f"computing = {format_seconds(throughput.alpha_seconds)} + "
-            f"{format_seconds(throughput.beta_seconds_per_example)} x batch size, about."
-        ),
     )
 
 

@@ -50,11 +50,15 @@ OUTCOMES = {
 NO_BREAK = "\u00a0"
 _NUMBER_AND_UNIT = re.compile(r"(\d) (?=%|(?:[mun]?s|min|h|d|x|[KMGTP]?i?B)\b)")
 _BOTTLENECKS = {
-    "compute": "limited by computing",
-    "overhead": "limited by overhead",
-    "loading": "limited by loading",
+    "compute": "compute-bound",
+    "overhead": "launch-bound",
+    "loading": "input-bound",
+    "sync": "sync-bound",
+    "padding": "padding-bound",
+    "thrashing": "thrashing",
     "mixed": "no single limit",
 }
+_ELSEWHERE = {"loading", "sync", "padding", "thrashing"}  # a larger batch would not help
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +200,8 @@ def findings(results: Results) -> tuple[Finding, ...]:
         add("memory", "Memory", _memory(results.memory), results.memory.status)
     if results.throughput is not None:
         throughput = results.throughput
-        add("throughput", "Throughput", _throughput(throughput), throughput.status)
+        alone = len(measured(results)) == 1
+        add("throughput", "Throughput", _throughput(throughput, alone=alone), throughput.status)
     if results.noise is not None:
         add("noise", "Noise scale", _noise(results.noise), results.noise.status)
     if results.track is not None:
@@ -237,16 +242,23 @@ def _memory(memory: MemoryProfile) -> str:
     return ". ".join([text, *(note.rstrip(".") for note in memory.notes)])
 
 
-def _throughput(throughput: ThroughputProfile) -> str:
-    cause = _BOTTLENECKS.get(throughput.bottleneck, throughput.bottleneck)
-    if not throughput.points:
-        return cause
+def _throughput(throughput: ThroughputProfile, *, alone: bool) -> str:
+    """Name the limit; say why and what to try where no plan does, or none can help."""
+    text = _BOTTLENECKS.get(throughput.bottleneck, throughput.bottleneck)
+    if throughput.points:
+        text = f"{_rate_and_half(throughput)}; {text}"
+    if alone or throughput.bottleneck in _ELSEWHERE:
+        text = ". ".join((text, *(s[:-1] for s in (throughput.evidence, throughput.advice) if s)))
+    return text
+
+
+def _rate_and_half(throughput: ThroughputProfile) -> str:
     best = max(throughput.points, key=lambda point: point.batch_size / point.total_seconds)
     rate = format_number(best.batch_size / best.total_seconds)
     text = f"{rate} examples/s at {format_count(best.batch_size)}"
     if throughput.half_batch_size is not None and throughput.half_batch_size >= 1:
         text += f", half the peak at {format_number(throughput.half_batch_size)}"
-    return f"{text}; {cause}"
+    return text
 
 
 def _noise(noise: NoiseScale) -> str:
