@@ -62,6 +62,22 @@ def test_what_is_dearer_to_run_never_pays() -> None:
     assert any("never pays in money, but takes" in r for r in result.reasons)
 
 
+def test_retuning_is_paid_only_where_the_batch_size_changes() -> None:
+    upfront = {"per_device": 100.0, "retuning": 5.0}
+    size = made(upfront).costs[2].batch_size
+    result = plan(
+        throughput(),
+        critical(B_C),
+        facts(batch_size=size),
+        devices=[1, 4],
+        allreduce_gbps=1e6,
+        price_per_hour=PRICE,
+        upfront_costs=upfront,
+    )
+    (more,) = (option for option in result.costs if option.name == "more devices")
+    assert (more.batch_size, more.upfront) == (size, 300.0)
+
+
 def test_without_the_steps_of_a_run_the_break_even_is_in_steps() -> None:
     known = made({"per_device": 100.0}, steps_today=20_000).costs[2]
     unknown = made({"per_device": 100.0}).costs[2]
