@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 
@@ -30,6 +29,7 @@ def pooled(moments: list[Moments]) -> tuple[Tensor, Tensor]:
         Mean and variance, each of shape ``[channels]``.
 
     Example:
+        >>> import torch
         >>> one = Moments(  # 1 and 3; 5 and 7
         ...     mean=torch.tensor([[2.0], [6.0]]), variance=torch.tensor([[2.0], [2.0]]), values=2
         ... )
@@ -37,11 +37,22 @@ def pooled(moments: list[Moments]) -> tuple[Tensor, Tensor]:
         >>> mean.item(), round(variance.item(), 4)
         (4.0, 6.6667)
     """
-    total = sum(part.values * len(part.mean) for part in moments)
-    means = [part.mean.sum(0) * (part.values / total) for part in moments]
-    mean = torch.stack(means).sum(0)
-    squares = [
-        part.variance.sum(0) * (part.values - 1) + (part.mean - mean).square().sum(0) * part.values
-        for part in moments
-    ]
-    return mean, torch.stack(squares).sum(0) / (total - 1)
+    mean, variance, values = _of_one_group(moments[0])
+    for part in moments[1:]:
+        other_mean, other_variance, others = _of_one_group(part)
+        total = values + others
+        step = other_mean - mean
+        squares = variance * (values - 1) + other_variance * (others - 1)
+        variance = (squares + step.square() * (values * others / total)) / (total - 1)
+        mean = mean + step * (others / total)
+        values = total
+    return mean, variance
+
+
+def _of_one_group(part: Moments) -> tuple[Tensor, Tensor, int]:
+    """Mean, unbiased variance and number of values of parts that are all of one size."""
+    total = part.values * len(part.mean)
+    mean = part.mean.mean(0)
+    spread = (part.mean - mean).square_().mean(0)
+    within = part.variance.mean(0) * (1.0 - (len(part.mean) - 1) / (total - 1))
+    return mean, within.add(spread, alpha=total / (total - 1)), total
