@@ -9,6 +9,7 @@ import typer
 from benchmarks import coverage as coverages
 from benchmarks import decision as decisions
 from benchmarks import geometry as geometries
+from benchmarks import ghost_norm as ghost_norms
 from benchmarks import monitor as monitors
 from benchmarks import noise as noises
 from benchmarks import per_example as per_examples
@@ -23,6 +24,11 @@ NOISE: dict[str, tuple[ModuleType, Any]] = {
     "per-example": (per_examples, per_examples.per_example),
     "coverage": (coverages, coverages.coverage),
     "geometry": (geometries, geometries.geometry),
+}
+
+# What `training` runs.
+TRAINING: dict[str, tuple[ModuleType, Any]] = {
+    "ghost": (ghost_norms, ghost_norms.ghost_norm),
 }
 
 
@@ -45,9 +51,21 @@ def noise(
     part: Annotated[str, typer.Argument(help=f"all, {', '.join(NOISE)}")] = "all",
 ) -> None:
     """The noise engine: exactness, cost, coverage; all parts take about 15 minutes."""
-    if part != "all" and part not in NOISE:
-        raise typer.BadParameter(f"must be all or one of {', '.join(NOISE)}, got {part!r}")
-    for name, (module, run) in NOISE.items():
+    _run(NOISE, part)
+
+
+@app.command()
+def training(
+    part: Annotated[str, typer.Argument(help=f"all, {', '.join(TRAINING)}")] = "all",
+) -> None:
+    """What must change with the batch size: rates that carry over, the cost of ghosts."""
+    _run(TRAINING, part)
+
+
+def _run(parts: dict[str, tuple[ModuleType, Any]], part: str) -> None:
+    if part != "all" and part not in parts:
+        raise typer.BadParameter(f"must be all or one of {', '.join(parts)}, got {part!r}")
+    for name, (module, run) in parts.items():
         if part in ("all", name):
             _say(f"-- {name}")
             result = run(_say)
