@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -83,6 +83,7 @@ def test_outputs_and_gradients_are_those_of_batchnorm_on_each_ghost(
         torch.testing.assert_close(found, grad, rtol=1e-12, atol=1e-12)
 
 
+@settings(max_examples=40)
 @given(
     batch_size=st.integers(2, 40),
     ghost_size=st.integers(2, 12),
@@ -158,6 +159,21 @@ def test_gradients_are_derivatives(batch_size: int, subsample: bool) -> None:
     assert torch.autograd.gradcheck(output, (batch, norm.weight, norm.bias))
 
 
+def test_second_derivatives_are_derivatives() -> None:
+    norm = GhostBatchNorm2d(2, 3)
+    assert torch.autograd.gradgradcheck(norm, batch_of(2, 7, channels=2).requires_grad_())
+
+
+def test_a_compiled_layer_takes_any_size() -> None:
+    norm = randomised(GhostBatchNorm2d(3, 4))
+    compiled = copy.deepcopy(norm)
+    compiled.compile(backend="eager", fullgraph=True)
+    for size in (8, 9, 13, 3):
+        batch = batch_of(2, size)
+        torch.testing.assert_close(compiled(batch), norm(batch), rtol=1e-12, atol=1e-12)
+    assert torch.equal(compiled.running_var, norm.running_var)
+
+
 @pytest.mark.parametrize("batch_size", [8, 9, 10])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_the_memory_format_changes_neither_values_nor_itself(dims: int, batch_size: int) -> None:
@@ -205,6 +221,18 @@ def test_half_precision_keeps_its_type_and_float32_statistics(
     eps = torch.finfo(torch.bfloat16).eps
     torch.testing.assert_close(output.float(), expected, rtol=eps, atol=eps)
     torch.testing.assert_close(norm.running_var, full.running_var, rtol=1e-5, atol=0)
+
+
+def test_a_layer_in_half_precision_throughout(float32: None) -> None:
+    norm, batch = GhostBatchNorm2d(3, 4), batch_of(2, 9).bfloat16()
+    half = copy.deepcopy(norm).bfloat16()
+    expected, output = norm(batch.float()), half(batch)
+    assert output.dtype == half.running_mean.dtype == torch.bfloat16
+    eps = torch.finfo(torch.bfloat16).eps
+    # Inputs lie up to 8 standard deviations from 0, scaled and shifted with rounded factors.
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=8 * eps)
+    # Moments, their pool and the average are rounded in turn, the means where they are largest.
+    torch.testing.assert_close(half.running_var.float(), norm.running_var, rtol=4 * eps, atol=0)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

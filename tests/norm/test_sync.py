@@ -189,6 +189,12 @@ def test_all_layers_travel_together_and_equal_ranks_stay_as_they_are() -> None:
         assert values == pytest.approx(before[name], rel=1e-14)
 
 
+def test_lazy_layers_have_nothing_to_say_yet() -> None:
+    comm = Counting()
+    rb.synchronize_batch_norm(nn.LazyBatchNorm1d(), comm=comm)
+    assert comm.rounds == 0
+
+
 def test_a_model_without_statistics_says_nothing_to_others() -> None:
     comm = Counting()
     rb.synchronize_batch_norm(nn.BatchNorm1d(3, track_running_stats=False), comm=comm)

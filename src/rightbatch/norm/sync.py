@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from rightbatch._comm import Comm, comm_for, default_comm
 
@@ -55,7 +56,9 @@ def _tracking(model: nn.Module | None) -> list[_BatchNorm]:
     return [
         module
         for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and not is_lazy(module.running_mean)  # it has seen nothing
     ]
 
 
