@@ -57,6 +57,14 @@ def test_resumed_is_uninterrupted(counts: list[int], sizes: list[int], killed_af
     assert second.examples_seen == sum(counts)
 
 
+def test_a_state_may_be_loaded_into_what_has_run_before() -> None:
+    first, second = (Regrouped(chunks([4, 4]), 3) for _ in range(2))
+    next(iter(first))
+    list(second)
+    second.load_state_dict(first.state_dict())
+    assert [batch.tolist() for batch in second] == [[3, 4, 5], [6, 7]]
+
+
 def test_the_next_pass_begins_at_the_front() -> None:
     batches = Regrouped(chunks([4, 3]), 5)
     assert [[batch.tolist() for batch in batches] for _ in range(2)] == [

@@ -395,4 +395,3 @@ class _Pass(Iterator[list[int]]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._sampler.load_state_dict(state)
         self._place = self._sampler._begin()
-        self._sampler._loader_keeps_state = True
