@@ -3,6 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,15 @@ def test_the_time_for_the_clocks_is_kept() -> None:
     began = clock()
     loop.measure_clocks(0.0)  # one round, whatever it takes
     assert clock() - began == pytest.approx(loop.cost_seconds())
+
+
+def test_time_in_line_is_taken_off_without_workers_and_belongs_to_the_loop_with_them() -> None:
+    """A step runs 10 ms and stands in line for 30: for others, or for the task's own workers."""
+    clock = FakeClock()
+    for workers, seconds in ((0, 0.01), (2, 0.04)):
+        task = task_with(lambda size: clock.advance(0.04), num_workers=workers)
+        loop = replace(loop_of(task, clock), processor=lambda: (clock() / 4, 0.75 * clock()))
+        assert loop._time_steps(3) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(

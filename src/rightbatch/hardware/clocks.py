@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 from rightbatch._time import Clock, wall_clock
+from rightbatch.hardware.processor import Processor, seconds_each, stretch_between
 from rightbatch.hardware.step_time import QUANTILE
 from rightbatch.hardware.workload import prefetched_batches, synchronize
 from rightbatch.results import LoopClocks, StepShares, WorkerPoint
@@ -50,6 +51,7 @@ class Loop:
         load_seconds: First estimate, in this process.
         seed: Of the shuffle.
         clock: Monotonic seconds.
+        processor: What the threads did meanwhile, if it can be told: `processor_beside`.
     """
 
     task: Task
@@ -60,6 +62,7 @@ class Loop:
     load_seconds: float
     seed: int
     clock: Clock
+    processor: Processor | None = None
 
     def cost_seconds(self) -> float:
         """What one round of the three clocks is expected to take at the least."""
@@ -134,6 +137,7 @@ class Loop:
         """
         device = self.task.device
         synchronize(device)
+        before = self._read()
         times = [self.clock()]
         for _ in range(count):
             act()
@@ -141,7 +145,14 @@ class Loop:
         synchronize(device)
         if device.type != "cpu":
             return (self.clock() - times[0]) / count
-        return float(np.quantile(np.diff(times[::group]), QUANTILE)) / group
+        stretch = stretch_between(times[-1] - times[0], before, self._read())
+        return seconds_each(times[::group], stretch) / group
+
+    def _read(self) -> tuple[float, float] | None:
+        """Nothing with workers: what they take from the step is part of the loop."""
+        if self.processor is None or self.task.num_workers:
+            return None
+        return self.processor()
 
     def _overlap(self, load: float, step: float, total: float) -> float:
         """Share of the shorter time that the loop does not pay."""
@@ -265,4 +276,4 @@ def _load_with(loop: Loop, num_workers: int) -> float:
         def load() -> None:
             to_device(next(batches), task.device)
 
-        return loop._time(load, ready, num_workers)
+        return replace(loop, processor=None)._time(load, ready, num_workers)

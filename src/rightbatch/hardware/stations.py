@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from rightbatch._time import Clock
-from rightbatch.hardware.processor import Processor, Stretch
+from rightbatch.hardware.processor import Processor, Stretch, seconds_each, stretch_between
 from rightbatch.hardware.step_time import QUANTILE
 from rightbatch.hardware.workload import batches_in_process, synchronize
 from rightbatch.task import Task
@@ -38,7 +38,7 @@ class Station:
     loads_per_window: int = 1
     step_samples: list[float] = field(default_factory=list)
     load_samples: list[float] = field(default_factory=list)
-    stretches: list[Stretch] = field(default_factory=list)  # of steps, one for each window
+    stretches: list[Stretch] = field(default_factory=list)  # of steps
     fill_samples: list[tuple[float, int]] = field(default_factory=list)  # units, elements
 
     @property
@@ -135,8 +135,15 @@ class Stopwatch:
             stepping = self._step(batch, 1)[0]
             spent += stepping
         timed = _CALIBRATION_STEPS if stepping <= self._quick_seconds else 1
-        stepping = min([stepping, *(self._step(batch, 1)[0] for _ in range(timed))])
-        return Station(batch_size, stream, batch, stepping, loading)
+        steps = [self._step(batch, 1) for _ in range(timed)]
+        return Station(
+            batch_size,
+            stream,
+            batch,
+            min([stepping, *(seconds for seconds, _ in steps)]),
+            loading,
+            stretches=[stretch for _, stretch in steps if stretch is not None],
+        )
 
     def window(self, station: Station) -> None:
         """Take one sample of both times; a device is waited for before and after only."""
@@ -171,7 +178,7 @@ class Stopwatch:
             batch = next(stream)
             synchronize(self._task.device)
             times.append(self._clock())
-        return _each(times, self._stretch(times, before)), batch
+        return seconds_each(times, self._stretch(times, before)), batch
 
     def _step(
         self, batch: Any, count: int, limit: float = math.inf
@@ -190,26 +197,13 @@ class Stopwatch:
         if self._task.device.type != "cpu":
             return (self._clock() - times[0]) / (len(times) - 1), None
         stretch = self._stretch(times, before)
-        return _each(times, stretch), stretch
+        return seconds_each(times, stretch), stretch
 
     def _read(self) -> tuple[float, float] | None:
         return self._processor() if self._processor is not None else None
 
     def _stretch(self, times: list[float], before: tuple[float, float] | None) -> Stretch | None:
-        after = self._read()
-        if before is None or after is None:
-            return None
-        return Stretch(times[-1] - times[0], after[0] - before[0], after[1] - before[1])
-
-
-def _each(times: list[float], stretch: Stretch | None) -> float:
-    """Seconds between two looks at the clock, without what other processes added.
-
-    The 20 % quantile passes by the acts that were disturbed, where some were not. Of acts so long
-    that all were, the time that threads stood in line is taken off their mean.
-    """
-    low = float(np.quantile(np.diff(times), QUANTILE))
-    return low if stretch is None else min(low, stretch.undisturbed_seconds / (len(times) - 1))
+        return stretch_between(times[-1] - times[0], before, self._read())
 
 
 def elements_in(batch: Any) -> int:

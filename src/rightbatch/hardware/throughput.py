@@ -228,6 +228,7 @@ class _Bench:
             load_seconds=station.load_seconds,
             seed=seed,
             clock=clock,
+            processor=processor_beside(clock),
         )
 
     def run_rounds(self, rng: np.random.Generator) -> int:
