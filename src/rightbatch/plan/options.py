@@ -98,7 +98,7 @@ def _check_objective(objective: str) -> None:
 
 
 def _device_counts(devices: int | Sequence[int]) -> tuple[int, ...]:
-    counts = (devices,) if isinstance(devices, int) else tuple(devices)
+    counts = tuple(devices) if isinstance(devices, Sequence) else (devices,)
     if not counts:
         raise CannotPlan("`devices` must name at least one count, got none. One device is 1.")
     for count in counts:
