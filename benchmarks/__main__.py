@@ -10,10 +10,13 @@ from benchmarks import coverage as coverages
 from benchmarks import decision as decisions
 from benchmarks import geometry as geometries
 from benchmarks import ghost_norm as ghost_norms
+from benchmarks import memory as memories
 from benchmarks import monitor as monitors
 from benchmarks import noise as noises
 from benchmarks import per_example as per_examples
+from benchmarks import scaling as scalings
 from benchmarks import steps_model as step_models
+from benchmarks import throughput as throughputs
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -28,6 +31,7 @@ NOISE: dict[str, tuple[ModuleType, Any]] = {
 
 # What `training` runs.
 TRAINING: dict[str, tuple[ModuleType, Any]] = {
+    "scaling": (scalings, scalings.scaling),
     "ghost": (ghost_norms, ghost_norms.ghost_norm),
 }
 
@@ -73,12 +77,28 @@ def _run(parts: dict[str, tuple[ModuleType, Any]], part: str) -> None:
             sys.stdout.write(module.as_markdown(result) + "\n")
 
 
+@app.command()
+def memory() -> None:
+    """The largest batch that fits: three models, three budgets, four finders; about 20 minutes."""
+    result = memories.memory(_say)
+    memories.write(result)
+    sys.stdout.write(memories.as_markdown(result))
+
+
 @app.command("steps-model")
 def steps_model() -> None:
     """Data to target against batch size: the law of steps on public tuned runs."""
     result = step_models.steps_model(_say)
     step_models.write(result)
     sys.stdout.write(step_models.as_markdown(result))
+
+
+@app.command()
+def throughput() -> None:
+    """Step times between measured sizes, and measured again; about 6 minutes."""
+    result = throughputs.throughput(_say)
+    throughputs.write(result)
+    sys.stdout.write(throughputs.as_markdown(result))
 
 
 if __name__ == "__main__":

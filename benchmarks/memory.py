@@ -1,0 +1,188 @@
+"""Which finder finds the largest batch that fits, with how many tries, and is it right?
+
+Three models times three budgets, each finder in a process that the system refuses more memory than
+the budget. The truth is the largest size that trains 20 steps under the same limit, by bisection.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rightbatch as rb
+from benchmarks.memory_peers import FINDERS
+from benchmarks.memory_tasks import BUDGETS, MIB, MODELS, make
+from rightbatch._environment import describe_environment
+from rightbatch.hardware.isolation import Isolated
+
+RESULTS = Path(__file__).parent / "results"
+TRUTH_STEPS, PRECISION = 15, 0.03
+PATIENCE_SECONDS = 240.0
+LIMITS = {"probes": 3, "median_probes": 2, "least_share": 0.85, "median_share": 0.90}
+
+
+def trains(isolated: Isolated, size: int, budget: int) -> bool:
+    """Whether a size trains for a while under a limit."""
+    return isolated.try_size(size, budget_bytes=budget, steps=TRUTH_STEPS).outcome == "ok"
+
+
+def largest(isolated: Isolated, low: int, high: int, budget: int) -> int:
+    """Bisect the largest size that trains, to a fiftieth, between one that does and one beyond."""
+    while low > 0 and not trains(isolated, low, budget):
+        low, high = low // 2, low
+    while high - low > max(1, PRECISION * low):
+        middle = (low + high) // 2
+        low, high = (middle, high) if trains(isolated, middle, budget) else (low, middle)
+    return low
+
+
+def ours(task: rb.Task, budget: int) -> dict[str, Any]:
+    """Measure, and count what was executed."""
+    begin = time.perf_counter()
+    profile = rb.measure_memory(task, budget_bytes=budget)
+    real = [p for p in profile.points if p.source == "real"]
+    return {
+        "size": profile.max_verified_batch_size,
+        "tried": [p.batch_size for p in real],
+        "ooms": sum(p.outcome == "oom" for p in real),
+        "killed": sum(p.outcome == "killed" for p in real),
+        "seconds": time.perf_counter() - begin,
+        "upper_bound": profile.upper_bound,
+        "error": "",
+        "predicted_over_real": [
+            next(q.peak_bytes for q in profile.points if q.source == "fake" and q.batch_size == s)
+            / p.peak_bytes
+            for p in real
+            if p.peak_bytes
+            for s in [p.batch_size]
+        ],
+    }
+
+
+def other(finder: str, name: str, budget_mib: int) -> dict[str, Any]:
+    """Run another finder in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "found.json")
+        command = [sys.executable, "-m", "benchmarks.memory_peers"]
+        try:
+            done = subprocess.run(
+                [*command, finder, name, str(budget_mib), str(file)],
+                capture_output=True,
+                timeout=PATIENCE_SECONDS,
+                check=False,
+                cwd=folder,
+                env={**_environment(), "PYTHONPATH": str(Path(__file__).parents[1])},
+            )
+        except subprocess.TimeoutExpired:
+            return _nothing(f"not done after {PATIENCE_SECONDS:.0f} s")
+        if not file.exists():
+            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            return _nothing(f"exit status {done.returncode}: {' '.join(last)}"[:200])
+        return {**json.loads(file.read_text()), "killed": 0}
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return dict(os.environ)
+
+
+def _nothing(error: str) -> dict[str, Any]:
+    return {"size": None, "tried": [], "ooms": 0, "killed": 0, "seconds": None, "error": error}
+
+
+def memory(say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Compare on every model and budget."""
+    cases = []
+    for name in MODELS:
+        for budget_mib in BUDGETS[name]:
+            say(f"{name}, {budget_mib} MiB")
+            cases.append(_case(name, budget_mib, say))
+    return {"environment": describe_environment(), "limits": LIMITS, "cases": cases}
+
+
+def _case(name: str, budget_mib: int, say: Callable[[str], None]) -> dict[str, Any]:
+    task, budget = make(name), budget_mib * MIB
+    found = {"rightbatch": ours(task, budget)}
+    for finder in FINDERS:
+        found[finder] = other(finder, name, budget_mib)
+        say(f"  {finder}: {found[finder]['size']} {found[finder]['error']}")
+    held = sum(p.nbytes for p in task.parameters)
+    own = found["rightbatch"]
+    with Isolated(task) as isolated:
+        truth = largest(isolated, own["size"], own["upper_bound"] + 1, budget - held)
+        for answer in found.values():
+            size = answer["size"]
+            answer["share"] = size / truth if size else 0.0
+            answer["ran_it"] = size in answer["tried"]
+            answer["right"] = bool(size) and size <= 1.02 * truth
+    say(f"  truth {truth}, ours {own['size']} in {own['tried']}")
+    return {"model": name, "budget_mib": budget_mib, "truth": truth, "found": found}
+
+
+def as_markdown(result: dict[str, Any]) -> str:
+    """Lay the result out as tables."""
+    finders = ["rightbatch", *FINDERS]
+    lines = [
+        "# The largest batch that fits: finders under a limit that the system enforces",
+        "",
+        "| finder | tries, median (most) | out of memory | share of the truth, median (least) "
+        "| answers that do not train | never ran | no answer | seconds, median |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for finder in finders:
+        rows = [case["found"][finder] for case in result["cases"]]
+        given = [row for row in rows if row["size"]]
+        tries = [len(row["tried"]) for row in given] or [0]
+        right = [row for row in given if row["right"]]
+        shares = [row["share"] for row in right] or [0.0]
+        seconds = [row["seconds"] for row in given] or [0.0]
+        lines.append(
+            f"| {finder} | {statistics.median(tries):.0f} ({max(tries)}) "
+            f"| {sum(row['ooms'] for row in rows)} "
+            f"| {statistics.median(shares):.2f} ({min(shares):.2f}) "
+            f"| {len(given) - len(right)} of {len(rows)} "
+            f"| {sum(not row['ran_it'] for row in given)} | {len(rows) - len(given)} "
+            f"| {statistics.median(seconds):.0f} |"
+        )
+    lines += ["", "| model, budget | truth | bound | " + " | ".join(finders) + " |"]
+    lines.append("|---|---|---|" + "---|" * len(finders))
+    for case in result["cases"]:
+        answers = [_answer(case["found"][finder]) for finder in finders]
+        lines.append(
+            f"| {case['model']}, {case['budget_mib']} MiB | {case['truth']:,} "
+            f"| {case['found']['rightbatch']['upper_bound']:,} | " + " | ".join(answers) + " |"
+        )
+    ratios = [
+        r for case in result["cases"] for r in case["found"]["rightbatch"]["predicted_over_real"]
+    ]
+    lines += [
+        "",
+        f"Predicted over real peak: {min(ratios):.2f} to {max(ratios):.2f}. "
+        "Processes killed: "
+        + str(sum(c["found"]["rightbatch"]["killed"] for c in result["cases"]))
+        + ". "
+        f"Truth: trains {TRUTH_STEPS} steps, to {PRECISION:.0%}. In brackets: tries. "
+        "\\* does not train. Shares are of answers that train.",
+        "",
+        "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _answer(found: dict[str, Any]) -> str:
+    if not found["size"]:
+        return "none"
+    return f"{found['size']:,}{'' if found['right'] else '*'} ({len(found['tried'])})"
+
+
+def write(result: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write the JSON and the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / "memory.md").write_text(as_markdown(result))
