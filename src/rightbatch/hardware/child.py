@@ -35,6 +35,9 @@ from rightbatch.task import Task
 from rightbatch.task.data import to_device
 
 _LEAK_SHARE = 0.01  # of the budget, more in memory after each step than after the one before
+# What oneDNN says of any failure, too little memory among them.
+_WITHOUT_MEMORY = ("could not create a primitive", "could not execute a primitive")
+_FULL_SHARE = 0.5  # of the budget in use: then that is what it means
 _QUIET_STEPS = 4  # without a new peak
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -120,6 +123,9 @@ class _Attempt:
         except Exception as error:
             guard.lift()
             kind = classify(error)
+            full = meter.peak_bytes() > _FULL_SHARE * self._job.budget_bytes
+            if kind is None and full and any(words in str(error) for words in _WITHOUT_MEMORY):
+                kind = "oom"
             if kind is None:
                 raise
             outcome = Answer(outcome=kind, note=f"{type(error).__name__}: {error}"[:500])

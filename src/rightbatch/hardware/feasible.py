@@ -15,6 +15,7 @@ from rightbatch.hardware.search import Probe, memory_bound
 from rightbatch.results import MemoryPoint, MemoryProfile, Status
 
 _OVERHEAD = 1.5  # real over predicted, until the first real peak says otherwise
+_STEEPEST = 1.6  # real bytes for a predicted byte more, beyond a real peak
 _WORSE = 1.3  # after a failure, the overhead is at least so much larger than assumed
 _AIM = 0.94  # of what may be used
 _FULL = 0.9  # of what may be used; then the answer is good enough
@@ -89,23 +90,26 @@ class _Search:
         return min(sizes, default=None)
 
     def next_size(self, floor: int) -> int:
-        """Choose the size whose real peak is expected to nearly fill the budget."""
-        target = int(_AIM * self.usable_bytes / self.overhead)
-        size = largest_within(self.predict, self.cap, target)
+        """Choose the size whose real peak is expected to nearly fill what may be used."""
         failed, best = self.failed(), self.verified()
-        if failed is not None:
-            size = min(size, failed - 1)
-            if best is not None and size <= best.batch_size:
-                size = (best.batch_size + failed) // 2
+        target = _AIM * self.usable_bytes / self.overhead
+        if best is not None and best.peak_bytes is not None:
+            # What real steps need besides is partly fixed: only the rest grows with the batch.
+            here = self.predict(best.batch_size)
+            slope = min(max(best.peak_bytes / max(1, here), 1.0), _STEEPEST)
+            target = here + (_AIM * self.usable_bytes - best.peak_bytes) / slope
+        size = largest_within(self.predict, self.cap, int(target))
+        if failed is not None and size >= failed:
+            size = failed // 2 if best is None else (best.batch_size + failed) // 2
         return max(size, floor)
 
     def learn(self, size: int, peak_bytes: int | None) -> None:
-        """Correct the overhead by what a try showed."""
+        """Assume a larger overhead after a failure: at least what fills the budget there."""
         predicted = max(1, self.predict(size))
-        if peak_bytes is not None:
-            self.overhead = max(1.0, peak_bytes / predicted)
-        else:  # it failed, so it is at least what fills the budget there
+        if peak_bytes is None:
             self.overhead = _WORSE * max(self.overhead, self.usable_bytes / predicted)
+        else:
+            self.overhead = max(self.overhead, peak_bytes / predicted)
 
 
 def search_predicted(
