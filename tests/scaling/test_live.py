@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import settings as limits
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import Optimizer, lr_scheduler
@@ -70,6 +71,7 @@ EVIDENCE = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@limits(max_examples=25)  # of each of twelve optimizers
 @given(sizes=st.tuples(SIZES, SIZES), options=EVIDENCE)
 def test_there_and_back_restores_every_setting(
     name: str, sizes: tuple[int, int], options: dict[str, Any]
@@ -83,6 +85,7 @@ def test_there_and_back_restores_every_setting(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@limits(max_examples=25)  # of each of twelve optimizers
 @given(sizes=st.tuples(SIZES, SIZES, SIZES), options=EVIDENCE)
 def test_a_detour_over_a_third_size_changes_no_setting(
     name: str, sizes: tuple[int, int, int], options: dict[str, Any]
@@ -96,6 +99,7 @@ def test_a_detour_over_a_third_size_changes_no_setting(
 
 
 @pytest.mark.parametrize("name", NAMES)
+@limits(max_examples=25)  # of each of twelve optimizers
 @given(sizes=st.tuples(SIZES, SIZES), edge=st.none() | st.floats(1e-4, 1.0))
 def test_the_ratio_of_the_groups_rates_is_kept(
     name: str, sizes: tuple[int, int], edge: float | None
