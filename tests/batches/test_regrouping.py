@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rightbatch.batches import BatchSizeSchedule, Regrouped
+from rightbatch.batches import BatchSizeSchedule, Regrouped, micro_batches
 
 COUNTS = st.lists(st.integers(0, 6), max_size=12)
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
@@ -190,3 +190,18 @@ def test_another_schedule_or_version_is_refused() -> None:
         Regrouped([], 4).load_state_dict(state)
     with pytest.raises(ValueError, match="must be of version 1, got 2"):
         Regrouped([], 4).load_state_dict({"version": 2})
+
+
+@given(st.integers(1, 20), st.integers(1, 25))
+def test_micro_batches_make_the_batch(count: int, size: int) -> None:
+    batch = table(torch.arange(count))
+    parts = list(micro_batches(batch, size))
+    assert [part_size for _, part_size in parts] == [len(part["names"]) for part, _ in parts]
+    assert all(part_size == size for _, part_size in parts[:-1])
+    assert parts[-1][1] <= size
+    assert torch.cat([part["x"] for part, _ in parts]).equal(batch["x"])
+
+
+def test_micro_batches_hold_examples() -> None:
+    with pytest.raises(ValueError, match="got micro_batch_size=0"):
+        next(micro_batches(torch.zeros(3), 0))

@@ -132,6 +132,13 @@ def test_seesaw_takes_the_root_from_the_rate() -> None:
     assert factors == pytest.approx([1, 1 / math.sqrt(2), 1 / 2])
 
 
+def test_a_root_that_rounds_down_costs_no_example() -> None:
+    factor = 4 ** (1 / 3)
+    assert 64 * factor**3 < 256
+    schedule = BatchSizeSchedule.smith(64, factor, [1, 2, 3], max_batch_size=1000)
+    assert sizes(schedule, 1, 2, 3) == [101, 161, 256]
+
+
 START = st.integers(1, 50)
 DECAYS = st.tuples(
     START, st.floats(1.05, 12), st.integers(1, 6), st.integers(1, 40), st.integers(1, 8)
@@ -170,6 +177,8 @@ def test_decays_keep_the_quantity_that_counts(
         ((64, 1.0, [10], 640), "`factor` must be above 1, got factor=1.0"),
         ((64, 5, [20, 10], 640), "`milestones` must begin at ascending .* got 20, 10"),
         ((64, 5, [0], 640), "`milestones` must begin at ascending"),
+        ((64, 5, [7.2, 7.4], 640), "`milestones` must begin at ascending .* got 7.2, 7.4"),
+        ((64, 5, [math.inf], 640), "`milestones` must begin at ascending .* got inf"),
         ((64, 5, [10], 32), "at most max_batch_size=32, got batch_size=64"),
         ((0, 5, [10], 32), "got batch_size=0"),
     ],

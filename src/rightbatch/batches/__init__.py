@@ -6,9 +6,16 @@ noise scale, `policies.py` says what published rules want of it, `sizes.py` whic
 batches of exact size from what was loaded before.
 """
 
-from rightbatch.batches.regrouping import Regrouped
+from rightbatch.batches.regrouping import Regrouped, micro_batches
 from rightbatch.batches.samplers import BatchSizeSampler
 from rightbatch.batches.schedules import BatchSizeSchedule, Decision
 from rightbatch.batches.sizes import nearest_valid
 
-__all__ = ["BatchSizeSampler", "BatchSizeSchedule", "Decision", "Regrouped", "nearest_valid"]
+__all__ = [
+    "BatchSizeSampler",
+    "BatchSizeSchedule",
+    "Decision",
+    "Regrouped",
+    "micro_batches",
+    "nearest_valid",
+]

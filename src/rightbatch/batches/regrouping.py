@@ -167,6 +167,32 @@ def refuse_two_masters(schedule: BatchSizeSchedule | None) -> None:
         )
 
 
+def micro_batches(batch: Any, micro_batch_size: int) -> Iterator[tuple[Any, int]]:
+    """Cut a batch into parts that fit on the device.
+
+    Weigh each part's mean loss by its share of the whole batch: the last may be smaller.
+
+    Args:
+        batch: Collated, of any structure that holds a tensor.
+        micro_batch_size: Examples per part, at most.
+
+    Yields:
+        A part and the number of its examples.
+
+    Raises:
+        ValueError: If the size is below 1, or the batch holds no tensor.
+
+    Example:
+        >>> for part, count in micro_batches({"x": torch.arange(5)}, 2):
+        ...     print(part["x"].tolist(), count / 5)
+        [0, 1] 0.4
+        [2, 3] 0.4
+        [4] 0.2
+    """
+    check_whole("micro_batch_size", micro_batch_size)
+    yield from regroup([batch], lambda: micro_batch_size)
+
+
 def regroup(chunks: Iterable[Any], wanted: Callable[[], int]) -> Iterator[tuple[Any, int]]:
     """Cut and join chunks to batches.
 

@@ -167,20 +167,23 @@ def decay_stages(
     check_whole("max_batch_size", max_batch_size)
     check_fits(batch_size, max_batch_size=max_batch_size)
     check_divides(batch_size, multiple_of, of="devices times accumulation steps")
-    starts = [0, *milestones]
-    if any(not math.isfinite(later) or later <= earlier for earlier, later in pairwise(starts)):
+    if not all(math.isfinite(milestone) for milestone in milestones):
+        raise _unsorted(milestones, name="milestones")
+    starts = [0, *(math.ceil(milestone) for milestone in milestones)]
+    if any(later <= earlier for earlier, later in pairwise(starts)):
         raise _unsorted(milestones, name="milestones")
     stages = []
     for index, start in enumerate(starts):
         decay = factor**index
-        wanted = min(max_batch_size, math.floor(batch_size * decay + 1e-9))
+        grown = math.floor(batch_size * decay * (1 + 1e-12))  # powers of a root may round down
+        wanted = min(max_batch_size, grown)
         size = max(batch_size, wanted // multiple_of * multiple_of)
         rate_factor = (size / batch_size) ** power / decay
         reason = (
             f"the batch is {size / batch_size:g} times the first, the rate {rate_factor:.3g} "
             f"times, instead of a rate divided by {decay:g}"
         )
-        stages.append(Stage(math.ceil(start), size, rate_factor, reason))
+        stages.append(Stage(start, size, rate_factor, reason))
     return stages
 
 
