@@ -85,3 +85,9 @@ def float32(_default_dtype: None) -> None:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where this run's tests put their tensors: ``--device``, the CPU by default."""
     return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep measurements apart: no test knows what another one measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))

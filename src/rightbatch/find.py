@@ -11,6 +11,7 @@ from rightbatch._environment import describe_environment
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.errors import ResultsError
 from rightbatch.hardware import measure_memory, measure_throughput
+from rightbatch.hardware.cache import MeasurementCache, free_memory
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
 from rightbatch.plan import check_options, check_today, critical_batch_size, plan
@@ -30,6 +31,7 @@ SHARES = {
     "learning_rate": 0.10,
     "race": 0.22,
 }
+CACHED = ("memory", "throughput")  # the other parts depend on the weights
 _CHEAP = 1.25  # a micro-batch costs at most this factor more per example than the cheapest
 
 
@@ -101,6 +103,7 @@ def find(
     upfront_costs: Mapping[str, float] | None = None,
     time_budget_seconds: float = 60.0,
     seed: int = 0,
+    cache: MeasurementCache | None = None,
     on_part: Callable[[Findings], None] | None = None,
     progress: Progress = no_progress,
     clock: Clock = wall_clock,
@@ -125,6 +128,7 @@ def find(
         upfront_costs: What is paid once, "per_device" and for "retuning".
         time_budget_seconds: For everything together.
         seed: Of every draw.
+        cache: Where memory and throughput may be known from; the time goes to the other parts.
         on_part: Called with all findings so far after each part, so that an interrupted run
             loses nothing.
         progress: Called with (fraction done, what is being done).
@@ -155,7 +159,7 @@ def find(
             f"`time_budget_seconds` must be positive and finite, got {time_budget_seconds}. "
             "A minute is enough for most tasks."
         )
-    run = _Run(task, Deadline(time_budget_seconds, clock), seed, on_part, progress)
+    run = _Run(task, Deadline(time_budget_seconds, clock), seed, cache, on_part, progress)
     memory = run.part("memory", measure_memory, isolate=False)
     if memory.status is Status.NOTHING_FITS:
         return run.findings
@@ -205,10 +209,11 @@ class _Run:
         task: Task,
         deadline: Deadline,
         seed: int,
+        cache: MeasurementCache | None,
         on_part: Callable[[Findings], None] | None,
         progress: Progress,
     ) -> None:
-        self._task, self._deadline, self._seed = task, deadline, seed
+        self._task, self._deadline, self._seed, self._cache = task, deadline, seed, cache
         self._on_part, self._progress = on_part, progress
         self._left = dict(SHARES)
         self.findings = Findings(
@@ -216,7 +221,20 @@ class _Run:
         )
 
     def part(self, name: str, instrument: Callable[..., T], **options: Any) -> T:
-        """Run one instrument on its share of the time that is left."""
+        """Run one instrument on its share of the time that is left, or know it from before."""
+        if self._cache is None or name not in CACHED:
+            return self._run(name, instrument, **options)
+        flags = {**options, "free": free_memory(self._task.device), "within": "find"}
+        known = self._cache.get(name, self._task, **flags)
+        if known is None:
+            known = self._run(name, instrument, **options)
+            self._cache.put(name, known, self._task, **flags)
+        else:
+            self._left.pop(name)
+            self.keep(**{name: known}, seconds={**self.findings.seconds, name: 0.0})
+        return known
+
+    def _run(self, name: str, instrument: Callable[..., T], **options: Any) -> T:
         before = 1 - sum(self._left.values())
         share = self._left.pop(name)
         budget = self._deadline.remaining_seconds() * share / (share + sum(self._left.values()))

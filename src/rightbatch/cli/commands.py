@@ -20,6 +20,7 @@ from rightbatch.cli.options import (
     Budget,
     DeadlineOption,
     Devices,
+    Fresh,
     Json,
     MaxCost,
     MemoryLimit,
@@ -37,12 +38,13 @@ from rightbatch.cli.options import (
     device_counts,
     upfront_costs,
 )
-from rightbatch.cli.session import Session, progress_bar, words
+from rightbatch.cli.session import Session, kept_measurements, progress_bar, words
 from rightbatch.cli.session import session as open_session
 from rightbatch.cli.study import study_command
 from rightbatch.errors import RightBatchError
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import cpu_budget_bytes, measure_memory, measure_throughput
+from rightbatch.hardware.cache import free_memory
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
 from rightbatch.plan import critical_batch_size, plan
@@ -74,6 +76,7 @@ def find_command(
     upfront_cost_per_device: UpfrontPerDevice = None,
     upfront_cost_retuning: UpfrontRetuning = None,
     time_budget: Budget = 60.0,
+    fresh: Fresh = False,
     seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
@@ -95,6 +98,7 @@ def find_command(
                 upfront_costs=upfront_costs(upfront_cost_per_device, upfront_cost_retuning),
                 time_budget_seconds=time_budget,
                 seed=seed,
+                cache=kept_measurements(fresh=fresh),
                 on_part=session.keep,
                 progress=progress,
             )
@@ -141,6 +145,7 @@ def memory_command(
     task: TaskName,
     memory_limit: MemoryLimit = None,
     time_budget: Budget = 60.0,
+    fresh: Fresh = False,
     seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
@@ -149,13 +154,18 @@ def memory_command(
     """Find which batch sizes fit."""
 
     def measure(session: Session, loaded: Task, progress: ReportProgress) -> None:
-        profile = measure_memory(
-            loaded,
-            budget_bytes=memory_limit,
-            time_budget_seconds=time_budget,
-            seed=seed,
-            progress=progress,
-        )
+        cache = kept_measurements(fresh=fresh)
+        limit = {"limit": memory_limit} if memory_limit else {"free": free_memory(loaded.device)}
+        profile = cache.get("memory", loaded, seed=seed, **limit)
+        if profile is None:
+            profile = measure_memory(
+                loaded,
+                budget_bytes=memory_limit,
+                time_budget_seconds=time_budget,
+                seed=seed,
+                progress=progress,
+            )
+            cache.put("memory", profile, loaded, seed=seed, **limit)
         session.add("memory", memory=profile)
 
     _measure(task, measure, output=output, as_json=as_json, traceback=traceback)
@@ -165,6 +175,7 @@ def memory_command(
 def throughput_command(
     task: TaskName,
     time_budget: Budget = 60.0,
+    fresh: Fresh = False,
     seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
@@ -173,9 +184,13 @@ def throughput_command(
     """Time a training step against the batch size."""
 
     def measure(session: Session, loaded: Task, progress: ReportProgress) -> None:
-        profile = measure_throughput(
-            loaded, time_budget_seconds=time_budget, seed=seed, progress=progress
-        )
+        cache = kept_measurements(fresh=fresh)
+        profile = cache.get("throughput", loaded, seed=seed, seconds=time_budget)
+        if profile is None:
+            profile = measure_throughput(
+                loaded, time_budget_seconds=time_budget, seed=seed, progress=progress
+            )
+            cache.put("throughput", profile, loaded, seed=seed, seconds=time_budget)
         session.add("throughput", throughput=profile)
 
     _measure(task, measure, output=output, as_json=as_json, traceback=traceback)

@@ -177,6 +177,9 @@ MemoryLimit = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(callback=_not_negative, help="Of every random draw.")]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="Measure memory and throughput again if they are known.")
+]
 Output = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")
 ]

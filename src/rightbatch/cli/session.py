@@ -19,6 +19,8 @@ from rightbatch._time import Progress as ReportProgress
 from rightbatch.cli import INTERRUPTED
 from rightbatch.errors import ResultsError, RightBatchError, UnknownTask
 from rightbatch.find import Findings
+from rightbatch.hardware.cache import MeasurementCache
+from rightbatch.tasks.data_files import cache_folder
 
 words = Console(stderr=True, highlight=False)
 
@@ -86,6 +88,14 @@ def session(output: Path | None, *, as_json: bool, traceback: bool) -> Iterator[
         raise
     except Exception as error:
         _fail(error, 1, traceback=traceback, unexpected=True)
+
+
+def kept_measurements(*, fresh: bool) -> MeasurementCache:
+    """Open the folder of earlier measurements; what is taken from it is told."""
+    folder = cache_folder() / "measurements"
+    return MeasurementCache(
+        folder, fresh=fresh, say=lambda line: words.print(line, markup=False, soft_wrap=True)
+    )
 
 
 def _fail(error: Exception, code: int, *, traceback: bool, unexpected: bool = False) -> NoReturn:

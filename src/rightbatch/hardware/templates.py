@@ -31,7 +31,7 @@ def resized(two: Any, three: Any, size: int) -> Any:
         {'x': (7, 5), 'rows': (28,)}
     """
     batch = _resized(two, three, size)
-    shapes = [[tensor.shape for tensor in _tensors(part)] for part in (two, three)]
+    shapes = [[tensor.shape for tensor in tensors_in(part)] for part in (two, three)]
     if shapes[0] == shapes[1]:
         raise ValueError("a batch of 3 examples has the shapes of one of 2: nothing grows")
     return batch
@@ -68,7 +68,8 @@ def _part(whole: Any, key: Any) -> Any:
     return getattr(whole, key) if dataclasses.is_dataclass(whole) else whole[key]
 
 
-def _tensors(batch: Any) -> Iterator[Tensor]:
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, in order."""
     found: list[Tensor] = []
 
     def note(key: Any, part: Any) -> Any:

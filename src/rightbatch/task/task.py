@@ -66,8 +66,8 @@ class Task:
         num_workers: Loader processes that you train with.
         clip_grad_norm: The norm that you clip gradients to, if you do.
         max_batch_size: Never try more examples than this.
-        worst_case: ``worst_case(size)`` -> the batch of so many examples that needs the most memory,
-            on the host. By default copies of the longest example found, where lengths differ.
+        worst_case: ``worst_case(size)`` -> the batch of so many examples that needs most memory, on
+            the host. By default copies of the longest example found, where lengths differ.
         device: Where batches go; the model's device by default.
         name: What reports call this task.
 
@@ -112,11 +112,7 @@ class Task:
         batch_size = _whole_number("batch_size", batch_size, at_least=1)
         max_batch_size = _whole_number("max_batch_size", max_batch_size, at_least=1)
         workers = _whole_number("num_workers", num_workers, at_least=0) or 0
-        if clip_grad_norm is not None and not clip_grad_norm > 0:
-            raise TaskError(
-                f"`clip_grad_norm` must be positive, got {clip_grad_norm!r}. "
-                "It would erase every gradient: leave it out if you do not clip."
-            )
+        _check_clipping(clip_grad_norm)
         self.model = model
         self.optimizer = optimizer
         self.source: Source = source_from(dataset, collate_fn=collate_fn, num_workers=workers)
@@ -302,6 +298,14 @@ def _whole_number(name: str, value: Any, *, at_least: int) -> int | None:
             "It counts examples or processes: pass an int, or leave it out."
         )
     return number
+
+
+def _check_clipping(clip_grad_norm: float | None) -> None:
+    if clip_grad_norm is not None and not clip_grad_norm > 0:
+        raise TaskError(
+            f"`clip_grad_norm` must be positive, got {clip_grad_norm!r}. "
+            "It would erase every gradient: leave it out if you do not clip."
+        )
 
 
 def _check_functions(**functions: Any) -> None:

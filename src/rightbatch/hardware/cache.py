@@ -1,0 +1,189 @@
+"""Measurements of the hardware, kept for the next time that the very same thing is measured.
+
+An entry is an ordinary results file with one part, named by a fingerprint of all that the answer
+depends on. The noise and the learning rate depend on the weights, so they are not kept.
+"""
+
+import hashlib
+import inspect
+import json
+import math
+import platform
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+import rightbatch._environment as environment
+from rightbatch import _codec
+from rightbatch.errors import ResultsError
+from rightbatch.hardware.budget import device_budget_bytes
+from rightbatch.hardware.templates import SIZES, tensors_in
+from rightbatch.hardware.workload import host_batches
+from rightbatch.results import Results, Status
+from rightbatch.task import Task
+
+_FRESH_SECONDS = 30 * 24 * 3600.0  # older: drivers and machines change under a fixed name
+_DIGITS = 20
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+@final
+class MeasurementCache:
+    """A folder of measurements.
+
+    Args:
+        folder: Made when the first entry is kept.
+        fresh: Take nothing from here, and keep what is measured.
+        say: Told, in one line each, what was taken from here and what was dropped.
+        now: Seconds since the epoch.
+
+    Example:
+        >>> import tempfile
+        >>> from rightbatch.testing import QuadraticTask
+        >>> task = QuadraticTask().task
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     MeasurementCache(Path(folder)).get("memory", task, seed=0) is None
+        True
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fresh: bool = False,
+        say: Callable[[str], None] = _silent,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._folder, self._fresh, self._say, self._now = folder, fresh, say, now
+
+    def get(self, name: str, task: Task, **flags: Any) -> Any | None:
+        """Return what was measured before, if it is there, whole and recent.
+
+        Args:
+            name: Attribute of `Results`: "memory" or "throughput".
+            task: What would be measured.
+            flags: How it would be measured.
+        """
+        if self._fresh:
+            return None
+        path = self._path(name, task, flags)
+        try:
+            age = self._now() - path.stat().st_mtime
+            if age > _FRESH_SECONDS:
+                return self._drop(path, name, f"it is {age / 86400:.0f} days old")
+            found = getattr(_codec.read(path, Results), name)
+        except FileNotFoundError:
+            return None
+        except (ResultsError, OSError) as error:
+            return self._drop(path, name, f"it cannot be read ({error!s:.100})")
+        if found is None:
+            return self._drop(path, name, "it holds another part")
+        since = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
+        self._say(f"{name}: taken from a measurement of {since}; --fresh measures again.")
+        return found
+
+    def put(self, name: str, result: Any, task: Task, **flags: Any) -> None:
+        """Keep a measurement that time did not cut short; where that fails, say so and go on."""
+        if result.status is Status.OUT_OF_TIME:
+            return
+        results = Results(
+            task=task.facts(),
+            environment=environment.describe_environment(task.device),
+            **{name: result},
+        )
+        path = self._path(name, task, flags)
+        partial = path.with_suffix(".partial")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _codec.write(results, partial)
+            partial.replace(path)
+        except (ResultsError, OSError) as error:
+            self._say(f"{name}: not kept for the next time ({error!s:.100}).")
+
+    def _path(self, name: str, task: Task, flags: dict[str, Any]) -> Path:
+        return self._folder / f"{name}-{fingerprint(task, name=name, **flags)}.json"
+
+    def _drop(self, path: Path, name: str, reason: str) -> None:
+        with suppress(OSError):
+            path.unlink()
+        self._say(f"{name}: an earlier measurement was dropped, {reason}.")
+
+
+def free_memory(device: torch.device) -> str:
+    """Name the memory that is free, to about a tenth: what fits depends on it."""
+    return f"2^{int(8 * math.log2(max(1, device_budget_bytes(device)))) / 8}"
+
+
+def fingerprint(task: Task, **flags: Any) -> str:
+    """Name all that a measurement of the hardware depends on, in 20 hexadecimal digits.
+
+    The model's structure, shapes, types and code; the optimizer and its settings, but for the rate;
+    the loss's code; the shapes of a batch; the loader; device, threads, versions, and switches of
+    torch. Not the weights, and not what the code of other modules does.
+
+    Example:
+        >>> from rightbatch.testing import QuadraticTask
+        >>> a, b = QuadraticTask(dimension=3).task, QuadraticTask(dimension=4).task
+        >>> fingerprint(a) == fingerprint(a), fingerprint(a) == fingerprint(b)
+        (True, False)
+    """
+    with task.preserved(weights=False):
+        batch = next(host_batches(task, SIZES[0], seed=0))
+    named = [*task.model.named_parameters(), *task.model.named_buffers()]
+    described = {
+        "flags": flags,
+        "model": repr(task.model),
+        "code": sorted({_code_of(type(module)) for module in task.model.modules()}),
+        "tensors": [(n, list(t.shape), str(t.dtype), t.requires_grad) for n, t in named],
+        "training": [module.training for module in task.model.modules()],
+        "optimizer": [type(task.optimizer).__name__, *_settings(task)],
+        "loss": _code_of(task._loss),
+        "batch": [(list(t.shape), str(t.dtype)) for t in tensors_in(batch)],
+        "data": [type(task.source.dataset).__name__, task.num_examples, task.num_workers],
+        "collate": _code_of(task.source.collate_fn),
+        "task": [task.batch_size, task.max_batch_size, task.clip_grad_norm],
+        "environment": _surroundings(task.device),
+    }
+    text = json.dumps(described, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+
+
+def _settings(task: Task) -> list[Any]:
+    groups = task.optimizer.param_groups
+    left_out = ("params", "lr", "initial_lr")
+    return [
+        [len(group["params"]), *sorted((k, repr(v)) for k, v in group.items() if k not in left_out)]
+        for group in groups
+    ]
+
+
+def _code_of(thing: Any) -> str:
+    """Return the source of a class or function; of torch's own, its name."""
+    name = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing))}"
+    if name.startswith("torch.") or thing is None:
+        return name
+    try:
+        return name + inspect.getsource(thing)
+    except (OSError, TypeError):  # typed in, or made by another function's call
+        code = getattr(thing, "__code__", None)
+        return name + (repr((code.co_code, code.co_consts)) if code else "")
+
+
+def _surroundings(device: torch.device) -> dict[str, Any]:
+    described = environment.describe_environment(device)
+    described.pop("commit", None)  # the code that matters is looked at itself
+    return {
+        **described,
+        "node": platform.node(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "precision": torch.get_float32_matmul_precision(),
+        "cudnn": [torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32],
+        "default_dtype": str(torch.get_default_dtype()),
+    }

@@ -1,0 +1,180 @@
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from rightbatch.hardware.cache import MeasurementCache, fingerprint
+from rightbatch.results import MemoryPoint, MemoryProfile, Status
+from rightbatch.task import Task
+from rightbatch.testing import QuadraticTask
+from tests.laws import assert_world_unchanged
+from tests.zoo import WORKING, Specimen
+
+PROFILE = MemoryProfile(
+    max_verified_batch_size=8,
+    upper_bound=9,
+    budget_bytes=100,
+    points=(MemoryPoint(batch_size=8, peak_bytes=90, source="real", outcome="ok"),),
+    status=Status.OK,
+)
+
+
+def perceptron(
+    width=4, *, activation=nn.ReLU, rate=0.1, momentum=0.9, batch_size=4, rows=10, **options
+):
+    model = nn.Sequential(nn.Linear(3, width), activation(), nn.Linear(width, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
+    return Task(
+        model,
+        optimizer,
+        torch.zeros(rows, 3),
+        lambda model, x: model(x).mean(),
+        batch_size=batch_size,
+        **options,
+    )
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def cache(tmp_path: Path, told):
+    return MeasurementCache(tmp_path / "kept", say=told.append)
+
+
+def test_what_was_kept_comes_back(cache, told):
+    task = perceptron()
+    assert cache.get("memory", task, seed=0) is None
+    cache.put("memory", PROFILE, task, seed=0)
+    assert cache.get("memory", perceptron(), seed=0) == PROFILE
+    assert len(told) == 1
+    assert "--fresh measures again" in told[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"width": 5},
+        {"activation": nn.GELU},
+        {"momentum": 0.0},
+        {"batch_size": 5},
+        {"rows": 11},
+        {"clip_grad_norm": 1.0},
+        {"max_batch_size": 7},
+    ],
+    ids=str,
+)
+def test_whatever_the_answer_depends_on_makes_another_entry(cache, changed):
+    cache.put("memory", PROFILE, perceptron(), seed=0)
+    assert cache.get("memory", perceptron(**changed), seed=0) is None
+
+
+def test_the_rate_and_the_weights_do_not_matter():
+    torch.manual_seed(1)
+    first = fingerprint(perceptron(rate=0.1))
+    torch.manual_seed(2)
+    assert fingerprint(perceptron(rate=0.7)) == first
+
+
+def test_flags_and_switches_make_another_entry():
+    task = perceptron()
+    plain = fingerprint(task, seed=0)
+    assert fingerprint(task, seed=1) != plain
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert fingerprint(task, seed=0) != plain
+    finally:
+        torch.use_deterministic_algorithms(False)
+    task.model[1].eval()
+    assert fingerprint(task, seed=0) != plain
+
+
+def test_the_code_of_the_model_and_the_loss_counts():
+    def made(loss, body):
+        kind = type("Net", (nn.Linear,), {"forward": body})
+        model = kind(3, 1)
+        return Task(model, torch.optim.SGD(model.parameters(), lr=1.0), torch.zeros(9, 3), loss)
+
+    def once(self, x):
+        return nn.Linear.forward(self, x)
+
+    one = fingerprint(made(lambda m, x: m(x).mean(), once))
+    assert fingerprint(made(lambda m, x: m(x).square().mean(), once)) != one
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": "rightbatch/0"}', "[]"])
+def test_a_damaged_entry_is_dropped_with_one_line(cache, told, tmp_path, text):
+    task = perceptron()
+    cache.put("memory", PROFILE, task)
+    (path,) = (tmp_path / "kept").iterdir()
+    path.write_text(text)
+    assert cache.get("memory", task) is None
+    assert not path.exists()
+    assert len(told) == 1
+    assert told[0].startswith("memory: an earlier measurement was dropped, it cannot be read")
+
+
+def test_an_old_entry_is_dropped_with_one_line(cache, told, tmp_path):
+    task = perceptron()
+    cache.put("memory", PROFILE, task)
+    (path,) = (tmp_path / "kept").iterdir()
+    os.utime(path, (0, 0))
+    assert cache.get("memory", task) is None
+    assert "days old" in told[0]
+
+
+def test_fresh_takes_nothing_and_keeps_what_is_measured(tmp_path):
+    old, new = MeasurementCache(tmp_path), MeasurementCache(tmp_path, fresh=True)
+    task = perceptron()
+    old.put("memory", PROFILE, task)
+    assert new.get("memory", task) is None
+    assert old.get("memory", task) == PROFILE
+
+
+def test_what_time_cut_short_is_not_kept(cache):
+    task = perceptron()
+    cache.put("memory", MemoryProfile(**{**vars_of(PROFILE), "status": Status.OUT_OF_TIME}), task)
+    assert cache.get("memory", task) is None
+
+
+def vars_of(profile):
+    return {name: getattr(profile, name) for name in profile.__dataclass_fields__}
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, told):
+    (tmp_path / "file").write_text("")
+    cache = MeasurementCache(tmp_path / "file", say=told.append)
+    cache.put("memory", PROFILE, perceptron())
+    assert len(told) == 1
+    assert "not kept for the next time" in told[0]
+
+
+@pytest.mark.parametrize("specimen", WORKING, ids=str)
+def test_naming_a_task_leaves_it_as_it_was(specimen: Specimen):
+    task = specimen.make()
+    names = []
+
+    def look():
+        names.append(fingerprint(task))
+        with task.preserved():  # the law wants to see the task at work
+            for batch in itertools.islice(task.batches(2), 3):
+                task.loss(batch)
+
+    assert_world_unchanged(task, look, interrupt=False)
+    assert fingerprint(task) == names[0]
+
+
+def test_find_spends_the_time_on_the_other_parts(cache, told):
+    import rightbatch as rb
+
+    task = QuadraticTask(examples=64).task
+    first = rb.find(task, time_budget_seconds=3, cache=cache)
+    again = rb.find(task, time_budget_seconds=3, cache=cache)
+    assert again.throughput == first.throughput
+    assert again.seconds["throughput"] == 0
+    assert [line.split(":")[0] for line in told] == ["memory", "throughput"]
