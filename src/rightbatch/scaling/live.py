@@ -72,8 +72,9 @@ def scale_hyperparameters(
         noise_scale: Gradient noise scale in examples (`rightbatch.measure_noise`).
         critical_batch_size: In examples, measured by training; where given, the rules use it in
             place of the noise scale, which stands in for it only roughly.
-        edge: Largest stable learning rate of the first group (`rightbatch.range_test`); no new
-            rate is above, and all groups are cut alike.
+        edge: Largest stable learning rate of the first group (`rightbatch.range_test`, at the
+            new size: at a small one, noise alone makes the loss rise sooner); no new rate is
+            above, and all groups are cut alike.
         momentum: "keep" the momentum of SGD and RMSprop, or "examples": keep its half-life in
             examples, and ``lr / (1 - momentum)`` on the rule.
         first_beta: "auto" keeps the first beta's half-life in examples up to 4-fold changes and
