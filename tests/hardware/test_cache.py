@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import rightbatch as rb
 from rightbatch.hardware.cache import MeasurementCache, fingerprint
 from rightbatch.results import MemoryPoint, MemoryProfile, Status
 from rightbatch.task import Task
@@ -157,24 +158,32 @@ def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, told):
 @pytest.mark.parametrize("specimen", WORKING, ids=str)
 def test_naming_a_task_leaves_it_as_it_was(specimen: Specimen):
     task = specimen.make()
-    names = []
+    name = fingerprint(task)
 
     def look():
-        names.append(fingerprint(task))
+        fingerprint(task)
         with task.preserved():  # the law wants to see the task at work
             for batch in itertools.islice(task.batches(2), 3):
                 task.loss(batch)
 
     assert_world_unchanged(task, look, interrupt=False)
-    assert fingerprint(task) == names[0]
+    assert fingerprint(task) == name
 
 
-def test_find_spends_the_time_on_the_other_parts(cache, told):
-    import rightbatch as rb
+def test_find_asks_for_memory_and_throughput_and_keeps_what_it_measures():
+    task, asked, kept = QuadraticTask(examples=64).task, [], []
+    known = rb.measure_memory(task, isolate=False)
 
-    task = QuadraticTask(examples=64).task
-    first = rb.find(task, time_budget_seconds=3, cache=cache)
-    again = rb.find(task, time_budget_seconds=3, cache=cache)
-    assert again.throughput == first.throughput
-    assert again.seconds["throughput"] == 0
-    assert [line.split(":")[0] for line in told] == ["memory", "throughput"]
+    class Known:
+        def get(self, name, task, **flags):
+            asked.append(name)
+            return known if name == "memory" else None
+
+        def put(self, name, result, task, **flags):
+            kept.append((name, result))
+
+    found = rb.find(task, time_budget_seconds=2, cache=Known())
+    assert asked == ["memory", "throughput"]
+    assert found.memory is known
+    assert found.seconds["memory"] == 0
+    assert kept == [("throughput", found.throughput)]
