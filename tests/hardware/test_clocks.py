@@ -84,6 +84,8 @@ def test_overlap_is_what_the_loop_does_not_pay_of_the_shorter(total: float, over
     found = loop_of(task, FakeClock())._overlap(0.1, 0.3, total)
     assert found == pytest.approx(overlap)
     assert loop_of(task, FakeClock())._overlap(0.0, 0.3, 0.3) == 1.0
+    alone = task_with(lambda size: None)
+    assert loop_of(alone, FakeClock())._overlap(0.1, 0.3, total) == 0.0
 
 
 # The parts of a step.

@@ -34,6 +34,11 @@ def test_one_thread_in_line_a_third_of_the_time_would_take_two_thirds() -> None:
     assert Stretch(3.0, 4.0, 2.0).undisturbed_seconds == pytest.approx(2.0)  # so for two threads
 
 
+def test_of_a_wait_nothing_is_taken_off() -> None:
+    """Half a second of sleep, a quarter of work, a quarter in line."""
+    assert Stretch(1.0, 0.25, 0.25).undisturbed_seconds == pytest.approx(0.75)
+
+
 def test_another_clock_than_the_walls_has_no_processor_beside_it() -> None:
     assert processor_beside(FakeClock()) is None
 

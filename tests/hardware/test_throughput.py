@@ -8,7 +8,7 @@ import torch
 
 from rightbatch.errors import TaskError
 from rightbatch.hardware import measure_throughput
-from rightbatch.hardware.stations import Station
+from rightbatch.hardware.stations import Station, Stopwatch
 from rightbatch.hardware.throughput import _Aside, _default_sizes, _summarize
 from rightbatch.results import LoopClocks, Status, ThroughputProfile
 from rightbatch.task import Task
@@ -309,6 +309,57 @@ def test_what_workers_gain_at_one_size_holds_for_the_others() -> None:
     # what half the overlap leaves of the shorter time, 0.1 s, is paid at every size
     assert [point.total_seconds for point in profile.points] == pytest.approx([0.175, 0.3, 0.55])
     assert profile.bottleneck == "loading"
+
+
+@pytest.mark.parametrize(("today", "name"), [(4, "overhead"), (256, "compute")])
+def test_todays_size_is_clocked_and_judged(today: int, name: str) -> None:
+    """Half a step at 32 is fixed cost."""
+    clock = FakeClock()
+    task = timed_task(clock, alpha=0.032, beta=0.001, batch_size=today)
+    profile = measure_throughput(task, [4, 32, 256], time_budget_seconds=60.0, clock=clock)
+    assert profile.clocks is not None
+    assert profile.shares is not None
+    assert (profile.clocks.batch_size, profile.shares.batch_size) == (today, today)
+    assert profile.clocks.total_seconds == pytest.approx(0.032 + 0.001 * today)
+    assert profile.bottleneck == name
+    assert f"at {today} examples" in profile.evidence
+
+
+def test_where_today_is_too_slow_the_largest_affordable_size_is_clocked() -> None:
+    clock = FakeClock()
+    task = timed_task(clock, alpha=0.0, beta=0.01, batch_size=256)
+    profile = measure_throughput(task, [4, 32, 256], time_budget_seconds=40.0, clock=clock)
+    # 12 % is 4.8 s: two loops and four steps at 32 take 1.9, at 256 15.4
+    assert profile.clocks is not None
+    assert profile.clocks.batch_size == 32
+
+
+def test_steps_are_taken_on_a_batch_of_typical_length() -> None:
+    """Of any five in a row the one in the middle is 4 wide."""
+    clock, widths = FakeClock(), itertools.cycle([9, 3, 5, 4, 2])
+
+    def collate(examples: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(examples)[:, None].expand(-1, next(widths))
+
+    task = task_with(lambda size: None, collate_fn=collate)
+    station = Stopwatch(task, clock, budget_seconds=60.0, seed=0).open(8)
+    assert station.batch.shape == (8, 4)
+
+
+def test_units_and_elements_are_those_of_a_mean_batch() -> None:
+    clock, widths = FakeClock(), itertools.cycle([2, 4])
+
+    def collate(examples: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack(examples)[:, None].expand(-1, next(widths))
+
+    task = task_with(
+        lambda size: clock.advance(0.01), collate_fn=collate, weight=lambda batch: 2 * len(batch)
+    )
+    profile = measure_throughput(task, [4, 8], time_budget_seconds=20.0, clock=clock)
+    for point in profile.points:
+        assert point.units == 2 * point.batch_size
+        assert point.elements is not None
+        assert 2 <= point.elements / point.batch_size <= 4
 
 
 def test_memory_ends_the_growth() -> None:
