@@ -15,7 +15,6 @@ from benchmarks import monitor as monitors
 from benchmarks import noise as noises
 from benchmarks import per_example as per_examples
 from benchmarks import scaling as scalings
-from benchmarks import scaling as scalings
 from benchmarks import steps_model as step_models
 from benchmarks import throughput as throughputs
 
@@ -32,7 +31,6 @@ NOISE: dict[str, tuple[ModuleType, Any]] = {
 
 # What `training` runs.
 TRAINING: dict[str, tuple[ModuleType, Any]] = {
-    "scaling": (scalings, scalings.scaling),
     "scaling": (scalings, scalings.scaling),
     "ghost": (ghost_norms, ghost_norms.ghost_norm),
 }
