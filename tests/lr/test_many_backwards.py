@@ -218,6 +218,7 @@ def refused(rank: int) -> str:
     return str(found.value)
 
 
+@pytest.mark.slow
 def test_a_model_of_several_ranks_is_refused() -> None:
     first, second = on_two_ranks(refused)
     assert first == second

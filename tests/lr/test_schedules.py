@@ -5,6 +5,7 @@ import gc
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -99,7 +100,9 @@ def test_only_the_examples_count(sizes: list[int], cut: int) -> None:
     assert resumed.state_dict() == scheduler.state_dict()
 
 
-def trained(stop: int | None) -> tuple[list[float], list[torch.Tensor]]:
+def trained(
+    stop: int | None, *, optimizer_first: bool = False
+) -> tuple[list[float], list[torch.Tensor]]:
     """Rates and weights of a run with Adam, whose batch grows; killed and resumed at a step."""
     sizes = [64] * 5 + [256] * 5
     generator = torch.Generator().manual_seed(0)
@@ -117,8 +120,9 @@ def trained(stop: int | None) -> tuple[list[float], list[torch.Tensor]]:
             saved = copy.deepcopy((weights.data, optimizer.state_dict(), scheduler.state_dict()))
             weights, optimizer, scheduler = fresh()
             weights.data.copy_(saved[0])
-            scheduler.load_state_dict(saved[2])  # in either order
-            optimizer.load_state_dict(saved[1])
+            loads = [(scheduler, saved[2]), (optimizer, saved[1])]
+            for part, state in reversed(loads) if optimizer_first else loads:
+                part.load_state_dict(state)
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.zero_grad()
         (weights - targets[index]).square().sum().backward()
@@ -128,10 +132,11 @@ def trained(stop: int | None) -> tuple[list[float], list[torch.Tensor]]:
     return rates, found
 
 
+@pytest.mark.parametrize("optimizer_first", [False, True])
 @pytest.mark.parametrize("stop", range(10))
-def test_a_run_that_is_resumed_has_the_same_bits(stop: int) -> None:
+def test_a_run_that_is_resumed_has_the_same_bits(stop: int, optimizer_first: bool) -> None:
     rates, weights = trained(None)
-    resumed_rates, resumed_weights = trained(stop)
+    resumed_rates, resumed_weights = trained(stop, optimizer_first=optimizer_first)
     assert resumed_rates == rates
     assert all(torch.equal(a, b) for a, b in zip(resumed_weights, weights, strict=True))
 
@@ -206,6 +211,22 @@ def test_before_the_first_step_is_warned_of() -> None:
     scheduler = rb.ExampleLR(optimizer_with(0.4), Linear(1000))
     with pytest.warns(UserWarning, match=TWICE):
         scheduler.step(50)
+
+
+def test_a_step_that_a_gradient_scaler_skips_is_warned_of_and_counted(float32: None) -> None:
+    weight = torch.ones(1, requires_grad=True)
+    optimizer = SGD([weight], lr=0.4)
+    scheduler = rb.ExampleLR(optimizer, Linear(1000))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    for target, warns in ((math.inf, True), (1.0, False)):
+        optimizer.zero_grad()
+        scaler.scale(weight * target).sum().backward()
+        scaler.step(optimizer)
+        scaler.update()
+        with pytest.warns(UserWarning, match=TWICE) if warns else nullcontext():
+            scheduler.step(50)
+    assert scheduler.examples_seen == 100
+    assert weight.item() == pytest.approx(1 - 0.4 * 0.95)  # one step, after 50 examples
 
 
 def test_once_for_several_steps_is_fine() -> None:

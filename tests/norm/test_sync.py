@@ -89,11 +89,13 @@ def ranks() -> list[dict[str, Any]]:
     return on_two_ranks(everything)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["synchronised", "uneven", "wrapped"])
 def test_ranks_hold_the_same_bits(ranks: list[dict[str, Any]], part: str) -> None:
     assert ranks[0][part]["state"] == ranks[1][part]["state"]
 
 
+@pytest.mark.slow
 def test_statistics_are_averaged_and_variances_count_the_spread_between_ranks(
     ranks: list[dict[str, Any]],
 ) -> None:
@@ -110,10 +112,12 @@ def test_statistics_are_averaged_and_variances_count_the_spread_between_ranks(
         assert found[f"{layer}.num_batches_tracked"] == [1.0]
 
 
+@pytest.mark.slow
 def test_no_random_state_is_touched(ranks: list[dict[str, Any]]) -> None:
     assert all(found["synchronised"]["random"] for found in ranks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_buffers", ["False", "True"])
 def test_the_averaged_twin_is_averaged_over_ranks_too(
     ranks: list[dict[str, Any]], use_buffers: str
@@ -128,6 +132,7 @@ def test_the_averaged_twin_is_averaged_over_ranks_too(
         assert first["twin"]["module.1.running_var"] == first["model"]["1.running_var"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_has_seen_nothing_does_not_count(ranks: list[dict[str, Any]]) -> None:
     own, state = ranks[1]["uneven"]["own"], ranks[0]["uneven"]["state"]
     assert ranks[0]["uneven"]["own"]["1.num_batches_tracked"] == [0.0]
@@ -135,6 +140,7 @@ def test_a_rank_that_has_seen_nothing_does_not_count(ranks: list[dict[str, Any]]
     assert state["1.running_var"] == pytest.approx(own["1.running_var"], rel=1e-14)
 
 
+@pytest.mark.slow
 def test_layers_that_no_rank_has_used_stay(ranks: list[dict[str, Any]]) -> None:
     found = ranks[0]["uneven"]
     names = [name for name in found["own"] if name.startswith("2.")]
@@ -143,6 +149,7 @@ def test_layers_that_no_rank_has_used_stay(ranks: list[dict[str, Any]]) -> None:
     assert found["state"]["2.running_var"] == unused.running_var.tolist()
 
 
+@pytest.mark.slow
 def test_cumulative_averages_weigh_by_their_batches(ranks: list[dict[str, Any]]) -> None:
     """Four batches of equal size in all: the average of their four means."""
     own = [found["uneven"]["own"]["0.running_mean"] for found in ranks]
@@ -152,6 +159,7 @@ def test_cumulative_averages_weigh_by_their_batches(ranks: list[dict[str, Any]])
     assert state["0.num_batches_tracked"] == [2.0]
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_with_statistics_of_two_types(ranks: list[dict[str, Any]]) -> None:
     own = [found["wrapped"]["own"]["module.1.running_mean"] for found in ranks]
     expected = torch.tensor(own).mean(0).half().tolist()
