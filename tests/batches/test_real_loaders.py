@@ -92,6 +92,7 @@ def test_the_stand_in_does_what_workers_do(
         assert (real.drawn, real.delivered) == (standing.drawn, standing.delivered)
 
 
+@pytest.mark.slow
 @few
 @given(
     WORKERS,
@@ -136,6 +137,27 @@ def test_a_schedule_arrives_on_time_with_workers() -> None:
     batches = [batch.tolist() for batch in loader(sampler, 20, (2, 2))]
     assert list(map(len, batches)) == [2, 2, 2, 4, 4, 4, 2]
     assert [number for batch in batches for number in batch] == list(range(20))
+
+
+class Noisy(Numbers):
+    """Each example is a random number, as an augmentation would draw it."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.rand(())
+
+
+def test_following_leaves_the_global_random_state_alone() -> None:
+    def epochs() -> list[list[float]]:
+        sampler = BatchSizeSampler(6, 3)
+        noisy = DataLoader(Noisy(6), batch_sampler=sampler, num_workers=1)
+        return [torch.cat(list(sampler.follow(noisy))).tolist() for _ in range(2)]
+
+    before = torch.get_rng_state()
+    first, second = epochs()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first != second  # every epoch draws anew
+    torch.rand(3)
+    assert epochs() == [first, second]
 
 
 def test_workers_that_nobody_counts_are_noticed() -> None:

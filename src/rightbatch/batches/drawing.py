@@ -1,9 +1,9 @@
 """The global order of an epoch, what each device draws of it, and how far a pass is."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -20,11 +20,15 @@ class Order:
     shuffle: bool
     seed: int
 
+    def seed_of(self, epoch: int) -> int:
+        """Return a seed that no other epoch has."""
+        return self.seed * _SEEDS + epoch
+
     def of(self, epoch: int) -> Tensor:
         """Return the numbers of the examples, shape [num_examples]."""
         if not self.shuffle:
             return torch.arange(self.num_examples)
-        generator = torch.Generator().manual_seed(self.seed * _SEEDS + epoch)
+        generator = torch.Generator().manual_seed(self.seed_of(epoch))
         return torch.randperm(self.num_examples, generator=generator)
 
 
@@ -50,6 +54,19 @@ def share(order: Tensor, begin: int, size: int, *, rank: int, world_size: int) -
         repeats = -(-padding // len(order))
         whole = torch.cat([whole, order.repeat(repeats)[:padding]])
     return whole[rank::world_size].tolist()
+
+
+def begun(loader: Iterable[Any], *, seed: int) -> Iterator[Any]:
+    """Begin a pass over a loader, and leave the global random state as it is.
+
+    Args:
+        loader: It draws a seed for its workers when a pass begins, from its own generator or else
+            from the global one.
+        seed: What the global one starts from meanwhile.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return iter(loader)
 
 
 @final

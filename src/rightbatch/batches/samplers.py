@@ -19,7 +19,7 @@ from typing import Any, final
 
 from torch.utils.data import Sampler
 
-from rightbatch.batches.drawing import Indices, Order, Place, share
+from rightbatch.batches.drawing import Indices, Order, Place, begun, share
 from rightbatch.batches.regrouping import (
     check_version,
     load_schedule,
@@ -215,6 +215,9 @@ class BatchSizeSampler(Sampler[list[int]]):
     def follow(self, loader: Iterable[Any]) -> Iterator[Any]:
         """Iterate a loader that draws from this sampler, and count what it delivers.
 
+        The global random state stays as it is, since a resumed run begins one pass more: the
+        workers' seed follows from the sampler's and the epoch.
+
         Args:
             loader: A `DataLoader` with this as its ``batch_sampler``.
 
@@ -231,10 +234,11 @@ class BatchSizeSampler(Sampler[list[int]]):
                 "were delivered would be unknown: leave that option out."
             )
         self._follows_next = True
+        batches = begun(loader, seed=self._order.seed_of(self._upcoming().epoch) + self._rank)
         if self._chunk_size is not None:
-            yield from self._regrouped(loader)
+            yield from self._regrouped(batches)
             return
-        for batch in loader:
+        for batch in batches:
             if not self._ahead:
                 raise RuntimeError(
                     "`loader` must draw from this sampler, got a batch that it never drew. "
@@ -243,8 +247,8 @@ class BatchSizeSampler(Sampler[list[int]]):
             self._deliver(self._ahead.popleft())
             yield batch
 
-    def _regrouped(self, loader: Iterable[Any]) -> Iterator[Any]:
-        for batch, count in regroup(loader, lambda: self.batch_size // self._world_size):
+    def _regrouped(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch, count in regroup(batches, lambda: self.batch_size // self._world_size):
             left = self._num_examples - self._position
             if self._drop_last and left < self.batch_size:
                 return
@@ -273,13 +277,10 @@ class BatchSizeSampler(Sampler[list[int]]):
         """Sizes from a place to the end of its epoch; the place moves along."""
         while place.position < self._num_examples:
             left = self._num_examples - place.position
-            if place.planned:
-                size = place.planned.popleft()
-            else:
-                size = self._chunk_size or self._size_at(place.examples_seen)
-                if size > left and self._drop_last and self._chunk_size is None:
-                    return
-            size = min(size, left)
+            wanted = self._chunk_size or self._size_at(place.examples_seen)
+            if not place.planned and wanted > left and self._drop_last and not self._chunk_size:
+                return
+            size = min(place.planned.popleft() if place.planned else wanted, left)
             place.position += size
             place.examples_seen += size
             place.drawn += 1
