@@ -59,7 +59,8 @@ class GhostBatchNorm(_BatchNorm):
     Traps: ghosts are parts of a forward pass, so a micro-batch below ``ghost_size`` is one ghost.
     Ghosts are interleaved (every k-th example), not consecutive. Where examples must share
     statistics, as two views of one image, neighbours do not. With ``subsample=True`` statistics are
-    those of the first ghost alone, running ones too.
+    those of the first ghost alone, running ones too. ``SyncBatchNorm.convert_sync_batchnorm`` takes
+    this for an ordinary layer and replaces it.
 
     Args:
         num_features: Channels.
