@@ -334,6 +334,15 @@ def test_where_today_is_too_slow_the_largest_affordable_size_is_clocked() -> Non
     assert profile.clocks.batch_size == 32
 
 
+def test_what_is_looked_at_aside_leaves_half_of_the_time_that_is_left() -> None:
+    """Calibrating takes 9 of 10 seconds, then steps become a hundred times faster."""
+    clock = FakeClock()
+    task = task_with(lambda size: clock.advance(1.0 if clock() < 9 else 0.01))
+    profile = measure_throughput(task, [4, 8, 16, 32, 64], time_budget_seconds=10.0, clock=clock)
+    assert profile.clocks is not None
+    assert clock() <= 10.0
+
+
 def test_steps_are_taken_on_a_batch_of_typical_length() -> None:
     """Of any five in a row the one in the middle is 4 wide."""
     clock, widths = FakeClock(), itertools.cycle([9, 3, 5, 4, 2])

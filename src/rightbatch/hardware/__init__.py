@@ -2,6 +2,7 @@
 
 from rightbatch.hardware.budget import cpu_budget_bytes
 from rightbatch.hardware.memory import measure_memory
+from rightbatch.hardware.step_curve import best_micro_batch
 from rightbatch.hardware.throughput import measure_throughput
 
-__all__ = ["cpu_budget_bytes", "measure_memory", "measure_throughput"]
+__all__ = ["best_micro_batch", "cpu_budget_bytes", "measure_memory", "measure_throughput"]

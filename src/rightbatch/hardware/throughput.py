@@ -199,9 +199,8 @@ class _Bench:
         Worker processes are started for one size: what they gain over loading in this process
         hardly depends on it, and starting them at every size would take longer than all the rest.
         """
-        total = self._deadline.seconds
         loops = [self._loop(station, seed, clock) for station in self.stations]
-        affordable = [loop for loop in loops if loop.cost_seconds() <= _CLOCKS_SHARE * total]
+        affordable = [loop for loop in loops if loop.cost_seconds() <= self._allow(_CLOCKS_SHARE)]
         today = [loop for loop in affordable if loop.batch_size == self._task.batch_size]
         needed = loops[:1] if self._task.num_workers else []  # the points cannot do without
         candidates = today or affordable[-1:] or needed
@@ -210,13 +209,18 @@ class _Bench:
         (loop,) = candidates
         size = loop.batch_size
         self._progress(self._deadline.fraction(), f"throughput: the training loop at {size}")
-        clocks = loop.measure_clocks(_CLOCKS_SHARE * total)
-        shares = loop.measure_shares(_PARTS_SHARE * total)
+        clocks = loop.measure_clocks(self._allow(_CLOCKS_SHARE))
+        shares = loop.measure_shares(self._allow(_PARTS_SHARE))
         workers: tuple[WorkerPoint, ...] = ()
         if loading_matters(clocks.load_seconds, clocks.step_seconds, clocks.total_seconds):
             self._progress(self._deadline.fraction(), "throughput: trying worker processes")
-            workers = measure_workers(loop, clocks, seconds=_WORKERS_SHARE * total)
+            workers = measure_workers(loop, clocks, seconds=self._allow(_WORKERS_SHARE))
         return _Aside(clocks, shares, workers)
+
+    def _allow(self, share: float) -> float:
+        """Seconds for something aside: a share of the budget, but leave half of what is left."""
+        left = max(0.0, self._deadline.remaining_seconds())
+        return min(share * self._deadline.seconds, left / 2)
 
     def _loop(self, station: Station, seed: int, clock: Clock) -> Loop:
         return Loop(
