@@ -287,6 +287,27 @@ def test_a_schedule_that_follows_the_noise_moves_the_sampler() -> None:
     assert sizes == [4, 4, 8, 4]
 
 
+@pytest.mark.parametrize("killed_after", range(1, 14))
+@pytest.mark.parametrize("ahead", [0, 3])
+def test_a_run_that_follows_the_noise_resumes(killed_after: int, ahead: int) -> None:
+    def made() -> tuple[BatchSizeSchedule, BatchSizeSampler]:
+        schedule = BatchSizeSchedule.noise(2, max_batch_size=8, dwell_examples=10)
+        return schedule, BatchSizeSampler(40, schedule, seed=2)
+
+    def run(schedule: BatchSizeSchedule, sampler: BatchSizeSampler) -> Iterator[list[int]]:
+        for _ in range(sampler.epoch, 2):
+            for batch in sampler.follow(Ahead(sampler, ahead)):
+                schedule.size_at(sampler.examples_seen, Measured())
+                yield batch.tolist()
+
+    whole = list(run(*made()))
+    assert {len(batch) for batch in whole} >= {2, 4, 8}
+    first, second = made(), made()
+    seen = list(islice(run(*first), killed_after))
+    second[1].load_state_dict(saved(first[1]))
+    assert seen + list(run(*second)) == whole
+
+
 class Measured:
     noise_scale, low, high = 100.0, 100.0, 100.0
 
@@ -369,6 +390,7 @@ def test_padding_is_the_first_examples() -> None:
     ("options", "message"),
     [
         ({"dataset": 0}, "got dataset=0"),
+        ({"dataset": iter([1, 2])}, r"must have a length, got list_iterator.*batches\.Regrouped"),
         ({"batch_size": 0}, "got batch_size=0"),
         ({"batch_size": 101}, "the data set's 100 examples, got batch_size=101"),
         ({"batch_size": 10, "world_size": 4}, "multiple of 4, .* devices, .*take 8 or 12"),

@@ -1,7 +1,7 @@
 """The global order of an epoch, what each device draws of it, and how far a pass is."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -9,6 +9,22 @@ import torch
 from torch import Tensor
 
 _SEEDS = 2**31 - 1  # prime, so that seed and epoch together make seeds of their own
+
+
+def examples_of(dataset: Sized | int) -> int:
+    """Count the examples of a data set, or take their number.
+
+    Raises:
+        ValueError: If it has no length.
+    """
+    if isinstance(dataset, int):
+        return dataset
+    if not isinstance(dataset, Sized):
+        raise ValueError(
+            f"`dataset` must have a length, got {type(dataset).__name__}. A stream has no numbers "
+            "to draw: load it in chunks, and take batches from rightbatch.batches.Regrouped."
+        )
+    return len(dataset)
 
 
 @final

@@ -19,7 +19,7 @@ from typing import Any, final
 
 from torch.utils.data import Sampler
 
-from rightbatch.batches.drawing import Indices, Order, Place, begun, share
+from rightbatch.batches.drawing import Indices, Order, Place, begun, examples_of, share
 from rightbatch.batches.regrouping import (
     check_version,
     load_schedule,
@@ -80,7 +80,7 @@ class BatchSizeSampler(Sampler[list[int]]):
         drop_last: bool = False,
         chunk_size: int | None = None,
     ) -> None:
-        self._num_examples = dataset if isinstance(dataset, int) else len(dataset)
+        self._num_examples = examples_of(dataset)
         check_whole("dataset", self._num_examples)
         check_whole("world_size", world_size)
         if not 0 <= rank < world_size:
