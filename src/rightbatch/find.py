@@ -168,6 +168,7 @@ def find(
     throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
     micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)
+    run.keep(task=task.facts())  # with what the look at the loss found to say
     run.part("track", track_noise, micro_batch_size=micro, trust_loss=True)
     run.learning_rate(provisional=plan(run.findings, **options))
     critical = critical_batch_size(

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rightbatch.errors import CoupledLoss
+from rightbatch.noise import measure_noise
 from rightbatch.noise.couplings import check_coupling
 from rightbatch.task import Task, supervised
 from rightbatch.task.task import Loss
 from rightbatch.tasks import load_task
+from rightbatch.testing import QuadraticTask
 from tests import zoo
 from tests.laws import assert_same_world, snapshot
 from tests.zoo import WORKING, Specimen
@@ -310,3 +312,14 @@ def test_the_built_in_tasks_pass(name: str, float32: None) -> None:
 def test_supervised_losses_pass() -> None:
     found = check_coupling(task(supervised(lambda outputs, y: F.mse_loss(outputs[:, :1], y))))
     assert found.note == "The gradient of a batch is the mean of its parts' gradients."
+
+
+def test_units_that_are_not_counted_become_a_warning_of_the_task() -> None:
+    task = QuadraticTask(examples=64).task
+    own = task._loss
+    task._loss = lambda model, batch: own(model, batch) * len(batch)  # a sum, not a mean
+    measure_noise(task)
+    assert any("the loss sums" in warning for warning in task.facts().warnings)
+    before = task.facts().warnings
+    measure_noise(task)
+    assert task.facts().warnings == before

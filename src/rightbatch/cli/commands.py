@@ -214,7 +214,8 @@ def noise_command(
         )
         optimizer = type(loaded.optimizer).__name__
         critical = critical_batch_size(now, optimizer=optimizer)
-        session.add("noise", noise=now, critical_batch_size=critical)
+        # The look at the loss may have found something to say.
+        session.add("noise", noise=now, critical_batch_size=critical, task=loaded.facts())
         track = track_noise(
             loaded,
             batch_size=batch_size,

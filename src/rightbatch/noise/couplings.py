@@ -42,6 +42,11 @@ _ENOUGH = 4  # groups, where nothing random hides the answer
 _RANDOM = 1e-3  # |g - g'| over |g| of two passes over one batch: above it, draws differ
 _AGAIN = 0.05  # relative: what is due to no draw comes out again
 _LIMIT = 1e-2  # of a difference over a gradient's length; bfloat16 makes one of 2e-3
+_OTHER_UNITS = (
+    "The gradient of a batch is made of its parts', but not with their units as shares: the loss "
+    "sums, or averages over units that `weight` does not count."
+)
+_FEW_EXAMPLES = "The data hold too few examples to see whether the loss couples them."
 # Of a false alarm, where something random cannot be switched off, for each reading of the units.
 _CHANCES = (1e-5, 1e-2)  # a fit takes its share of every difference, so it may ask less
 
@@ -56,6 +61,11 @@ class Coupling:
     examples: int  # looked at
     deviation: float | None  # from the mean of the parts, over a gradient's length
     note: str  # a sentence
+
+    @property
+    def warning(self) -> str | None:
+        """The note, where the user should know of it and cannot from elsewhere."""
+        return self.note if self.note in (_OTHER_UNITS, _FEW_EXAMPLES) else None
 
 
 def check_coupling(task: Task, *, seed: int = 0) -> Coupling:
@@ -89,7 +99,7 @@ def check_coupling(task: Task, *, seed: int = 0) -> Coupling:
     with task.preserved(weights=False):
         groups = list(_groups(task, sizes[-1], seed)) if sizes else []
         if len(groups) < _LEAST_GROUPS:
-            return _untested("The data hold too few examples to see whether the loss couples them.")
+            return _untested(_FEW_EXAMPLES)
         look = _Look(task, seed)
         found = None
         if not (look.draws(groups[0]) and look.draws_without_dropout(groups[0])):
@@ -211,10 +221,7 @@ class _Look:
                 return None
             raise CoupledLoss(_refusal(len(groups[0].indices), rest))
         if deviation > _LIMIT:
-            return deviation, (
-                "The gradient of a batch is made of its parts', but not with their units as "
-                "shares: the loss sums, or averages over units that `weight` does not count."
-            )
+            return deviation, _OTHER_UNITS
         return deviation, "The gradient of a batch is the mean of its parts' gradients."
 
     def _deviations(self, groups: Sequence[_Group]) -> Floats:
@@ -292,7 +299,8 @@ def _refusal(size: int, rest: float) -> str:
         f"differs from those of its parts by {rest:.1%} of its length. The loss couples examples "
         "(contrastive or ranking terms, statistics of the batch, a router's balance), so a "
         "larger batch is another loss and its noise has no scale. Measure the noise of the loss "
-        "without the coupling term, or choose the batch size by a sweep."
+        "without the coupling term, or choose the batch size by a sweep; trust_loss=True goes on "
+        "without this look."
     )
 
 

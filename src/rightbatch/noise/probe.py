@@ -132,7 +132,9 @@ def check_task(task: Task, *, trust_loss: bool, seed: int) -> None:
     """Refuse a task whose noise is not defined; see `measure_noise`."""
     task.check()
     if not trust_loss:
-        check_coupling(task, seed=seed)
+        warning = check_coupling(task, seed=seed).warning
+        if warning is not None:
+            task.warn(warning)
 
 
 @final

@@ -256,6 +256,10 @@ class Task:
             self._warnings = preflight(self)
         return self._warnings
 
+    def warn(self, sentence: str) -> None:
+        """Add to what `check` says, once."""
+        self._warnings = tuple(dict.fromkeys((*self.check(), sentence)))
+
     def facts(self) -> TaskFacts:
         """Describe the task for the results file."""
         group = _numbers(self.optimizer.param_groups[0])
