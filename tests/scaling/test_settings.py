@@ -128,6 +128,9 @@ def test_auto_follows_the_optimizer_and_the_evidence() -> None:
     assert rule("SGD") == "linear"
     assert rule("SGD", noise_scale=100.0) == "saturating"
     assert rule("SGD", critical_batch_size=100.0) == "saturating"
+    assert rule("SGD", noise_scale=100.0, edge=0.5) == "linear"
+    assert rule("SGD", noise_scale=100.0, edge=math.inf) == "saturating"
+    assert rule("AdamW", edge=0.5) == "sqrt"
     assert rule("AdamW") == rule("AdamW", noise_scale=100.0) == rule("Mystery") == "sqrt"
 
 

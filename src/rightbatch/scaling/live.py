@@ -67,8 +67,9 @@ def scale_hyperparameters(
         from_batch_size: Examples an optimizer step until now, over all devices.
         to_batch_size: Examples an optimizer step from now on.
         rule: Of the learning rate, see `rightbatch.scaling.scale_learning_rate`. "auto" is
-            "saturating" for SGD where a critical batch size or noise scale is given, "linear"
-            where none is, and "sqrt" for optimizers that normalise their gradients.
+            "sqrt" for optimizers that normalise their gradients. For SGD it is "linear" where an
+            edge cuts it, "saturating" where only a critical batch size or noise scale is known,
+            and "linear", not checked, where nothing is.
         noise_scale: Gradient noise scale in examples (`rightbatch.measure_noise`).
         critical_batch_size: In examples, measured by training; where given, the rules use it in
             place of the noise scale, which stands in for it only roughly.
