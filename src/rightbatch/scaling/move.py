@@ -63,8 +63,8 @@ class Move:
         if self.rule != "auto":
             return self.rule
         wanted = "sqrt" if family is None else family.rule
-        # Cut by a measured edge, linear came nearest to tuned rates (benchmarks/results/scaling.md);
-        # without one it diverges, and saturation has to hold it back.
+        # Cut by a measured edge, linear came nearest to tuned rates (benchmarks, training
+        # scaling); without an edge it diverges, and saturation has to hold it back.
         has_edge = self.edge is not None and math.isfinite(self.edge)
         if wanted == "saturating" and (has_edge or self.saturation is None):
             return "linear"
