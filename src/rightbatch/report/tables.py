@@ -178,8 +178,8 @@ def _memory(memory: MemoryProfile) -> Table:
         title="Peak memory",
         header=("batch size", "peak", ""),
         rows=tuple(rows),
-        note=f"Budget: {format_bytes(memory.budget_bytes)}, for weights, gradients, optimizer state, "
-        f"activations and batches; {format_bytes(memory.held_bytes)} were held before.",
+        note=f"Budget: {format_bytes(memory.budget_bytes)}, for weights, gradients, optimizer "
+        f"state, activations and batches; {format_bytes(memory.held_bytes)} were held before.",
     )
 
 
