@@ -168,7 +168,6 @@ def find(
     throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
     micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)
-    run.keep(task=task.facts())  # with what the look at the loss found to say
     run.part("track", track_noise, micro_batch_size=micro, trust_loss=True)
     run.learning_rate(provisional=plan(run.findings, **options))
     critical = critical_batch_size(
@@ -249,7 +248,9 @@ class _Run:
             **options,
         )
         took = self._deadline.elapsed_seconds() - begun
-        self.keep(**{name: result}, seconds={**self.findings.seconds, name: took})
+        # The task's facts again: a look at it may have found something to warn of.
+        parts = {name: result, "task": self._task.facts()}
+        self.keep(**parts, seconds={**self.findings.seconds, name: took})
         return result
 
     def learning_rate(self, provisional: Plan) -> None:
