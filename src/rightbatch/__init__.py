@@ -21,7 +21,7 @@ from rightbatch.errors import (
     TaskError,
 )
 from rightbatch.find import Findings, find, load
-from rightbatch.hardware import measure_memory, measure_throughput
+from rightbatch.hardware import measure_communication, measure_memory, measure_throughput
 from rightbatch.lr import ExampleLR, one_forward_many_backwards, race, range_test
 from rightbatch.noise import (
     Calibration,
@@ -43,6 +43,7 @@ from rightbatch.norm import (
 )
 from rightbatch.plan import critical_batch_size, plan
 from rightbatch.results import (
+    Communication,
     CriticalBatchSize,
     GeometryNoise,
     LayerNoise,
@@ -69,6 +70,7 @@ __all__ = [
     "Calibration",
     "CannotConvert",
     "CannotPlan",
+    "Communication",
     "CoupledLoss",
     "CriticalBatchSize",
     "DataUnavailable",
@@ -106,6 +108,7 @@ __all__ = [
     "explain",
     "find",
     "load",
+    "measure_communication",
     "measure_memory",
     "measure_noise",
     "measure_throughput",

@@ -6,7 +6,7 @@ The only file that imports ``torch.distributed``. Everything else is written onc
 import gc
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol, final
 
 import torch
@@ -31,6 +31,10 @@ class Comm(Protocol):
         """Add up over ranks; every rank must call it, and gets the same."""
         ...
 
+    def average_(self, values: Tensor) -> None:
+        """Average over ranks in place, in any order of adding; every rank must call it."""
+        ...
+
 
 @final
 class Alone:
@@ -47,6 +51,9 @@ class Alone:
     def sum(self, values: Tensor) -> Tensor:
         """Return the values."""
         return values
+
+    def average_(self, values: Tensor) -> None:
+        """Leave the values."""
 
 
 @final
@@ -73,6 +80,11 @@ class Group:
         gathered = [torch.empty_like(values) for _ in range(self.world_size)]
         dist.all_gather(gathered, values.contiguous(), group=self._group)
         return torch.stack(gathered).sum(0).to(device)
+
+    def average_(self, values: Tensor) -> None:
+        """Average in place by an all-reduce, as data-parallel training averages gradients."""
+        dist.all_reduce(values, group=self._group)
+        values /= self.world_size
 
 
 def default_comm() -> Comm:
@@ -102,6 +114,21 @@ def launched_group() -> Iterator[Comm]:
     finally:
         gc.collect()  # a wrapped model that still refers to the group would outlive it
         dist.destroy_process_group()
+
+
+@contextmanager
+def gradients_apart(model: nn.Module) -> Iterator[bool]:
+    """Let no rank wait for another's gradients, for the time of a ``with`` block.
+
+    Yields:
+        Whether the model averages gradients otherwise: whether it is wrapped for data-parallel
+        training, or a part of it is.
+    """
+    wrapped = [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
+    with ExitStack() as stack:
+        for module in wrapped:
+            stack.enter_context(module.no_sync())
+        yield bool(wrapped)
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -137,7 +137,9 @@ class ThroughputPoint:
     load_seconds: float  # getting one batch from the loader, alone
     total_seconds: float  # what a training loop pays: both, as far as they do not overlap
     idle_share: float | None = None  # of the step: nothing ran, or was ready to; None: not known
-    crowded_share: float | None = None  # of the time threads wanted to run: others had the processor
+    crowded_share: float | None = (
+        None  # of the time threads wanted to run: others had the processor
+    )
     units: float | None = None  # what a batch weighs: examples, or unmasked tokens ...
     elements: float | None = None  # ... and what its tensors hold, padding included
 
@@ -198,6 +200,43 @@ class ThroughputProfile:
     shares: StepShares | None = None
     workers: tuple[WorkerPoint, ...] = ()  # ascending; at the clocks' size, where loading matters
     shape: StepShape | None = None  # None: fewer than four sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communication:
+    """What ranks pay for training one model together, measured on so many of them."""
+
+    world_size: int
+    gradient_bytes: int  # that a step averages, on each rank
+    allreduce_seconds: float  # averaging them, alone: nothing is computed meanwhile
+    low: float  # allreduce_seconds, 95 % interval
+    high: float
+    no_sync_step_seconds: float | None  # of one pass; None: the model does not average gradients
+    sync_step_seconds: float | None  # the same with averaging, which overlaps computing
+    gbps: float  # gigabits per second that a rank sends in a ring while averaging
+    status: Status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyPoint:
+    """What one optimizer step draws at one batch size, as the counters tell."""
+
+    batch_size: int
+    joules_per_step: float
+    low: float  # 95 % interval
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyProfile:
+    """Joules per step against batch size, of one device; computing only, not loading."""
+
+    points: tuple[EnergyPoint, ...]  # ascending in batch_size
+    joules: float  # e0 of the line e0 + e1 b through the points: of a step
+    joules_per_example: float  # e1
+    window_seconds: float  # the shortest window of a sample
+    price_per_kwh: float | None  # any currency, from the user
+    status: Status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +401,7 @@ class Candidate:
     devices: int | None = None  # that share the batch; None: as many as the plan's
     communication_seconds: float = 0.0  # of step_seconds: adding up the gradients of all devices
     assumed: bool = False  # communication was not measured: from a bandwidth, or counted as free
+    relative_energy: float | None = None  # joules over the least; None: no joules at this size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,7 +419,7 @@ class FrontPoint:
     relative_time: float
     relative_cost: float  # device-hours
     assumed: bool  # see Candidate
-    taken_for: tuple[str, ...] = ()  # of "time" and "cost": the objectives that take this point
+    taken_for: tuple[str, ...] = ()  # of "time", "cost", "energy": objectives that take this point
     seconds: float | None = None
     seconds_low: float | None = None  # 95 %
     seconds_high: float | None = None
@@ -389,6 +429,7 @@ class FrontPoint:
     steps_allowed: float | None = None  # steps of a run within the limits given ...
     steps_allowed_low: float | None = None  # ... at 95 %
     steps_allowed_high: float | None = None
+    relative_energy: float | None = None  # see Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -427,7 +468,7 @@ class Plan:
     hyperparameters: dict[str, float]  # of the optimizer's first group, at this batch size
     low: int  # sizes that are within 5 % of the best in at least half of the draws
     high: int | None
-    objective: str  # "time" or "cost"
+    objective: str  # "time", "cost" or "energy"
     candidates: tuple[Candidate, ...]
     current: Current | None
     speedup: float | None  # current time over planned time
@@ -451,6 +492,8 @@ class Results:
     environment: dict[str, str]
     memory: MemoryProfile | None = None
     throughput: ThroughputProfile | None = None
+    communication: Communication | None = None
+    energy: EnergyProfile | None = None
     learning_rate: LRCurve | None = None
     race: LRRace | None = None
     noise: NoiseScale | None = None
