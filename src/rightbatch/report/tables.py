@@ -162,6 +162,16 @@ def _cells(candidate: Candidate, plan: Plan, *, layout: bool, cost: bool) -> tup
     return (*cells, remark[mark(candidate, plan)])
 
 
+def _budget(memory: MemoryProfile) -> str:
+    budget = f"Budget: {format_bytes(memory.budget_bytes)}"
+    if not memory.held_bytes:
+        return f"{budget}."
+    return (
+        f"{budget}, for weights, gradients, optimizer state, activations and batches; "
+        f"{format_bytes(memory.held_bytes)} were held before."
+    )
+
+
 def _memory(memory: MemoryProfile) -> Table:
     rows = (
         Row(
@@ -178,8 +188,7 @@ def _memory(memory: MemoryProfile) -> Table:
         title="Peak memory",
         header=("batch size", "peak", ""),
         rows=tuple(rows),
-        note=f"Budget: {format_bytes(memory.budget_bytes)}, for weights, gradients, optimizer "
-        f"state, activations and batches; {format_bytes(memory.held_bytes)} were held before.",
+        note=_budget(memory),
     )
 
 
