@@ -8,6 +8,7 @@ it and change nothing; `plan` is a pure function of their results; `find` runs t
 """
 
 from rightbatch.batches import BatchSizeSampler, BatchSizeSchedule
+from rightbatch.control import BatchSizeController
 from rightbatch.errors import (
     CannotConvert,
     CannotPlan,
@@ -21,7 +22,13 @@ from rightbatch.errors import (
     TaskError,
 )
 from rightbatch.find import Findings, find, load
-from rightbatch.hardware import measure_communication, measure_memory, measure_throughput
+from rightbatch.hardware import (
+    energy_counters,
+    measure_communication,
+    measure_energy,
+    measure_memory,
+    measure_throughput,
+)
 from rightbatch.lr import ExampleLR, one_forward_many_backwards, race, range_test
 from rightbatch.noise import (
     Calibration,
@@ -45,6 +52,7 @@ from rightbatch.plan import critical_batch_size, plan
 from rightbatch.results import (
     Communication,
     CriticalBatchSize,
+    EnergyProfile,
     GeometryNoise,
     LayerNoise,
     LRCurve,
@@ -65,6 +73,7 @@ from rightbatch.scaling import (
 from rightbatch.task import Task, supervised
 
 __all__ = [
+    "BatchSizeController",
     "BatchSizeSampler",
     "BatchSizeSchedule",
     "Calibration",
@@ -74,6 +83,7 @@ __all__ = [
     "CoupledLoss",
     "CriticalBatchSize",
     "DataUnavailable",
+    "EnergyProfile",
     "ExampleLR",
     "Explanation",
     "Findings",
@@ -105,10 +115,12 @@ __all__ = [
     "check_layerwise_optimizer",
     "convert_ghost_batch_norm",
     "critical_batch_size",
+    "energy_counters",
     "explain",
     "find",
     "load",
     "measure_communication",
+    "measure_energy",
     "measure_memory",
     "measure_noise",
     "measure_throughput",
