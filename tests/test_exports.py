@@ -22,6 +22,7 @@ MODULES = [
 
 SECOND_ARGUMENT = {
     "measure_throughput": ["sizes"],  # the design says so
+    "measure_energy": ["sizes"],  # as throughput
     "critical_batch_size": ["track"],  # two results of equal rank
     "convert_ghost_batch_norm": ["size"],  # the design says so
     "scale_hyperparameters": ["from_batch_size", "to_batch_size"],  # the design says so

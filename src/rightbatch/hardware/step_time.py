@@ -86,14 +86,26 @@ def fit_step_line(points: Sequence[ThroughputPoint]) -> tuple[float, float, floa
     first, last = points[0], points[-1]
     if len(points) == 1:
         return first.step_seconds, 0.0, None
-    sizes = np.array([point.batch_size for point in points], dtype=float)
-    seconds = np.array([max(point.step_seconds, 1e-12) for point in points])
-    # Columns of similar length, or nnls takes the smaller coefficient for rounding.
-    design = np.stack([np.ones_like(sizes), sizes / sizes[-1]], axis=1) / seconds[:, None]
-    (alpha, at_largest), _ = nnls(design, np.ones_like(sizes))
-    beta = at_largest / sizes[-1]
+    alpha, beta = line_through(
+        [point.batch_size for point in points], [point.step_seconds for point in points]
+    )
     resolved = beta > 0 and last.low > first.high
-    return float(alpha), float(beta), float(alpha / beta) if resolved else None
+    return alpha, beta, alpha / beta if resolved else None
+
+
+def line_through(sizes: Sequence[int], values: Sequence[float]) -> tuple[float, float]:
+    """Fit ``value = fixed + each x size`` with both parts not negative, to relative errors.
+
+    Example:
+        >>> [round(part, 6) for part in line_through([4, 8, 16], [18.0, 26.0, 42.0])]
+        [10.0, 2.0]
+    """
+    columns = np.array(sizes, dtype=float)
+    targets = np.array([max(value, 1e-12) for value in values])
+    # Columns of similar length, or nnls takes the smaller coefficient for rounding.
+    design = np.stack([np.ones_like(columns), columns / columns[-1]], axis=1) / targets[:, None]
+    (fixed, at_largest), _ = nnls(design, np.ones_like(columns))
+    return float(fixed), float(at_largest / columns[-1])
 
 
 def reaches_plateau(rates: Sequence[tuple[int, float]]) -> bool:
