@@ -23,6 +23,7 @@ from rightbatch.hardware.feasible import search_predicted
 from rightbatch.hardware.isolation import CannotIsolate, Isolated
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
+from rightbatch.hardware.pool import with_pool
 from rightbatch.hardware.search import Probe, ProbeOutcome, search
 from rightbatch.hardware.workload import (
     NO_CAP,
@@ -179,9 +180,11 @@ class _Hunt:
 
     def apart(self) -> MemoryProfile:
         """Try sizes in processes of their own."""
+        with self._task.preserved(weights=False):
+            pooled = with_pool(self._task, seed=self._seed)
         try:
             isolated = Isolated(
-                self._task,
+                pooled,
                 self._worst_case,
                 seed=self._seed,
                 accumulation_steps=self._accumulation_steps,

@@ -1,16 +1,16 @@
 """The batch that needs the most memory: where examples differ in length, of the longest ones."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, final
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
 from rightbatch._time import Clock, Deadline, wall_clock
+from rightbatch.hardware.pool import random_examples
 from rightbatch.task import Task
 
 _ALIKE = 64  # examples of one length before the others are believed to have it too
@@ -52,8 +52,9 @@ def find_longest(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Rep
         9
     """
     deadline = Deadline(_SECONDS, clock)
+    considered = _FROM_STREAM if task.num_examples is None else None
     longest, most, least, seen = None, -1, None, 0
-    for example in _examples(task, seed):
+    for example in islice(random_examples(task, seed), considered):
         elements = count_elements(example)
         seen += 1
         if elements > most:
@@ -85,13 +86,3 @@ def count_elements(example: Any) -> int:
     if isinstance(example, Sequence):
         return sum(count_elements(part) for part in example)
     return 1
-
-
-def _examples(task: Task, seed: int) -> Iterator[Any]:
-    dataset = task.source.dataset
-    if task.num_examples is None:
-        yield from islice(iter(dataset), _FROM_STREAM)
-        return
-    generator = torch.Generator().manual_seed(seed)
-    for index in torch.randperm(len(dataset), generator=generator).tolist():
-        yield dataset[index]

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset
+
+from rightbatch.hardware.pool import with_pool
+from rightbatch.hardware.workload import NO_CAP, host_batches
+from rightbatch.task import Task
+from rightbatch.testing import FakeClock
+from tests.laws import assert_same_world, snapshot
+from tests.zoo import WORKING, Specimen
+
+
+def task_of(dataset, **options) -> Task:
+    model = nn.Linear(1, 1)
+    return Task(model, torch.optim.SGD(model.parameters(), lr=0.1), dataset, max, **options)
+
+
+class Reading(Dataset):
+    """Counts what is read of it."""
+
+    def __init__(self, examples, size=1, effect=lambda: None):
+        self.examples, self.size, self.effect, self.read = examples, size, effect, 0
+
+    def __len__(self):
+        return self.examples
+
+    def __getitem__(self, index):
+        self.read += 1
+        self.effect()
+        return torch.full((self.size,), float(index))
+
+
+@pytest.mark.parametrize(("examples", "read"), [(3, 3), (256, 256), (5000, 256)])
+def test_a_pool_is_as_long_and_reads_little(examples, read):
+    data = Reading(examples)
+    pooled = with_pool(task_of(data))
+    assert pooled.num_examples == examples
+    assert data.read == read
+    assert len(next(host_batches(pooled, min(examples, 1000), seed=0))) == min(examples, 1000)
+    assert data.read == read
+
+
+def test_large_examples_end_it():
+    data = Reading(100, size=3 * 2**20)  # float64: 24 MiB each
+    assert len(with_pool(task_of(data)).source.dataset.examples) == 3
+
+
+def test_slow_examples_end_it():
+    clock = FakeClock()
+    data = Reading(100, effect=lambda: clock.advance(0.5))
+    assert len(with_pool(task_of(data), clock=clock).source.dataset.examples) == 4
+
+
+def test_a_stream_becomes_a_pool_without_an_end():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(torch.arange(9.0))
+
+    pooled = with_pool(task_of(Stream(), max_batch_size=50))
+    assert len(pooled.source.dataset) == NO_CAP
+    assert next(host_batches(pooled, 50, seed=0)).shape == (50,)
+
+
+def test_an_example_that_is_changed_in_place_stays_as_it_was():
+    pooled = with_pool(task_of(Reading(4)))
+    pooled.source.dataset[0].add_(100)
+    assert pooled.source.dataset[0].item() < 100
+
+
+@pytest.mark.parametrize("specimen", WORKING, ids=str)
+def test_the_task_is_left_as_it_was(specimen: Specimen):
+    task = specimen.make()
+    before = snapshot(task)
+    with task.preserved(weights=False):
+        pooled = with_pool(task)
+    assert_same_world(before, snapshot(task))
+    assert task.source.dataset is not pooled.source.dataset
