@@ -14,7 +14,7 @@ from rightbatch.hardware import measure_memory, measure_throughput
 from rightbatch.hardware.cache import MeasurementCache, free_memory
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
-from rightbatch.plan import check_options, check_today, critical_batch_size, plan
+from rightbatch.plan import check_energy, check_options, check_today, critical_batch_size, plan
 from rightbatch.report import render_html, render_text
 from rightbatch.results import Plan, Results, Status, ThroughputProfile
 from rightbatch.task import Task
@@ -153,6 +153,7 @@ def find(
         "upfront_costs": upfront_costs,
     }
     check_options(**options)
+    check_energy(objective, None)  # which is not among what is measured here
     check_today(steps_today, task.batch_size)
     if not (math.isfinite(time_budget_seconds) and time_budget_seconds > 0):
         raise ValueError(

@@ -163,7 +163,7 @@ def test_a_price_is_turned_into_the_cost_of_examples() -> None:
     ("options", "message"),
     [
         ({"devices": 0}, "`devices` must be at least 1, got 0"),
-        ({"objective": "joy"}, "'time' or 'cost', got 'joy'"),
+        ({"objective": "joy"}, "'time', 'cost' or 'energy', got 'joy'"),
         ({"objective": "energy"}, "needs measured joules"),
         ({"price_per_hour": -1.0}, "`price_per_hour` must be positive and finite, got -1.0"),
     ],

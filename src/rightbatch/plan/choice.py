@@ -42,15 +42,17 @@ def plan(
     Args:
         results: Any of ``MemoryProfile``, ``ThroughputProfile`` (needed), ``NoiseScale``,
             ``NoiseTrack`` or ``CriticalBatchSize`` (one is needed), ``LRCurve``, ``LRRace``,
-            ``TaskFacts``; or whole `Results` such as ``Findings``. Of two of a kind the later
-            counts.
-        objective: "time", or "cost" (which is the same while the number of devices is fixed).
+            ``TaskFacts``, ``Communication``, ``EnergyProfile``; or whole `Results` such
+            as ``Findings``. Of two of a kind the later counts.
+        objective: "time", "cost" (which is the same while the number of devices is fixed), or
+            "energy" where an ``EnergyProfile`` is among the results.
         devices: Devices that share a batch, or the counts to choose from. The fewest count as
             what you train on today.
         price_per_hour: Of one device, any currency.
         allreduce_gbps: Gigabits per second that a device sends while gradients are added up;
-            what follows from it is marked as assumed. Without it communication counts as free,
-            and a warning says so.
+            what follows from it is marked as assumed. A measured ``Communication`` comes before
+            it, for up to twice as many devices. Without either communication counts as free, and
+            a warning says so.
         deadline_seconds: The longest that the whole run may take.
         max_cost: The most that the whole run may cost; needs the price.
         steps_today: Optimizer steps of the whole run at today's batch size. Without it, deadline
@@ -103,7 +105,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     today = facts.batch_size if facts else None
     check_today(options.steps_today, today)
     weighed = weigh(inputs, options)
-    candidates = list_candidates(weighed, inputs.throughput)
+    candidates = list_candidates(weighed, inputs)
     front = find_front(weighed, candidates, options, today)
     way = weighed.ways[front.chosen]
     current, speedup = _against_today(today, weighed, front.chosen)
@@ -141,7 +143,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         speedup_high=speedup.high,
         reasons=explain(inputs, options, decision),
         status=_status(inputs.critical, decision.tied),
-        warnings=warn(options, decision),
+        warnings=warn(inputs, options, decision),
         front=decision.front,
         costs=decision.costs,
     )

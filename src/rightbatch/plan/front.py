@@ -1,11 +1,12 @@
 """The front of time against cost, and which of its points each objective takes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rightbatch.plan.limits import RunLength, run_length
-from rightbatch.plan.options import OBJECTIVES, PlanOptions
+from rightbatch.plan.options import PlanOptions
 from rightbatch.plan.weigh import TIE, Weighed, choose_size
 from rightbatch.results import Candidate, FrontPoint
 
@@ -42,12 +43,11 @@ def find_front(
     counts = [d for d in options.devices if weighed.where(d).any()]
     best = {devices: choose_size(weighed, devices) for devices in counts}
     rivals = [index for index, _ in best.values()]
-    kept = not_dominated(
-        [(candidates[i].relative_time, candidates[i].relative_cost) for i in rivals]
-    )
+    kept = not_dominated([_coordinates(candidates[i], options) for i in rivals])
     indices = sorted((rivals[k] for k in kept), key=lambda i: candidates[i].relative_cost)
     lengths = {i: run_length(weighed, i, options, today) for i in indices}
-    taken = {objective: _take(weighed, indices, objective) for objective in OBJECTIVES}
+    objectives = dict.fromkeys(("time", "cost", options.objective))
+    taken = {objective: _take(weighed, indices, objective) for objective in objectives}
     return Front(
         indices=tuple(indices),
         tied=dict(best.values()),
@@ -58,8 +58,16 @@ def find_front(
     )
 
 
-def not_dominated(points: list[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other one equals or beats in both; of equals the first.
+def _coordinates(candidate: Candidate, options: PlanOptions) -> tuple[float, ...]:
+    """What a point of the front is judged by; joules where they are the objective."""
+    two = (candidate.relative_time, candidate.relative_cost)
+    if options.objective != "energy" or candidate.relative_energy is None:
+        return two
+    return (*two, candidate.relative_energy)
+
+
+def not_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Indices of the points that no other one equals or beats in all; of equals the first.
 
     Example:
         >>> not_dominated([(1.0, 4.0), (2.0, 2.0), (3.0, 3.0), (4.0, 1.0), (2.0, 2.0)])
@@ -68,8 +76,7 @@ def not_dominated(points: list[tuple[float, float]]) -> list[int]:
 
     def beaten(i: int) -> bool:
         return any(
-            points[j][0] <= points[i][0]
-            and points[j][1] <= points[i][1]
+            all(rival <= own for rival, own in zip(points[j], points[i], strict=True))
             and (points[j] != points[i] or j < i)
             for j in range(len(points))
         )
@@ -86,6 +93,8 @@ def _take(weighed: Weighed, indices: list[int], objective: str) -> int:
     amounts = weighed.times[:, indices]
     if objective == "cost":
         amounts = amounts * weighed.devices[indices]
+    if objective == "energy":
+        amounts = weighed.amounts[:, indices]
     expected = (amounts / amounts.min(axis=1)[:, None]).mean(axis=0)
     near = np.flatnonzero(expected <= (1 + TIE) * expected.min())
     return min((indices[k] for k in near), key=lambda i: weighed.ways[i].devices)
@@ -131,7 +140,7 @@ def _point(front: Front, candidate: Candidate, index: int, *, devices: int) -> F
         relative_time=candidate.relative_time,
         relative_cost=candidate.relative_cost,
         assumed=candidate.assumed,
-        taken_for=tuple(name for name in OBJECTIVES if front.taken[name] == index),
+        taken_for=tuple(name for name, taken in front.taken.items() if taken == index),
         seconds=middle,
         seconds_low=low,
         seconds_high=high,
@@ -141,4 +150,5 @@ def _point(front: Front, candidate: Candidate, index: int, *, devices: int) -> F
         steps_allowed=steps,
         steps_allowed_low=least,
         steps_allowed_high=most,
+        relative_energy=candidate.relative_energy,
     )

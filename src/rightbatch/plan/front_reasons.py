@@ -24,6 +24,8 @@ def explain_front(
     if len(front) + len(dominated) < 2:
         return []
     reasons = [_taken(front, objective, options) for objective in _OBJECTIVE_WORDS]
+    if options.objective == "energy":
+        reasons.append(_taken_for_energy(front))
     if dominated:
         reasons.append(
             f"Not on the front: {devices_words(dominated)}. Another count is as fast and costs "
@@ -52,6 +54,17 @@ def _taken(front: tuple[FrontPoint, ...], objective: str, options: PlanOptions) 
         than = "the cheapest" if objective == "time" else "the fastest"
         words += f"; {time} the time and {cost} the cost of {than}"
     return f"{words}{' (the objective asked for)' if objective == options.objective else ''}."
+
+
+def _taken_for_energy(front: tuple[FrontPoint, ...]) -> str:
+    point = next(p for p in front if "energy" in p.taken_for)
+    fastest = min(front, key=lambda p: p.relative_time)
+    words = f"For energy: {point_words(point)}, the least energy on the front or within 5 % of it"
+    if fastest is not point and fastest.relative_energy and point.relative_energy:
+        time = format_ratio(point.relative_time / fastest.relative_time)
+        joules = format_ratio(point.relative_energy / fastest.relative_energy)
+        words += f"; {time} the time and {joules} the energy of the fastest"
+    return f"{words} (the objective asked for)."
 
 
 def explain_limits(

@@ -6,7 +6,9 @@ from typing import Any, TypeVar
 from rightbatch.errors import CannotPlan
 from rightbatch.plan.critical import critical_batch_size
 from rightbatch.results import (
+    Communication,
     CriticalBatchSize,
+    EnergyProfile,
     LRCurve,
     LRRace,
     MemoryProfile,
@@ -30,6 +32,8 @@ class Inputs:
     curve: LRCurve | None
     race: LRRace | None
     task: TaskFacts | None
+    communication: Communication | None = None
+    energy: EnergyProfile | None = None
 
 
 def sort_results(results: tuple[Any, ...]) -> Inputs:
@@ -69,5 +73,12 @@ def sort_results(results: tuple[Any, ...]) -> Inputs:
             "Measure it: rightbatch.track_noise(task)."
         )
     return Inputs(
-        throughput, critical, last(MemoryProfile), last(LRCurve), last(LRRace), last(TaskFacts)
+        throughput,
+        critical,
+        last(MemoryProfile),
+        last(LRCurve),
+        last(LRRace),
+        last(TaskFacts),
+        last(Communication),
+        last(EnergyProfile),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rightbatch.errors import CannotPlan
 
-OBJECTIVES = ("time", "cost")
+OBJECTIVES = ("time", "cost", "energy")
 # What can be named as paid once: for each device beyond those of today, and for any change of
 # the batch size (tuning it anew).
 UPFRONT = ("per_device", "retuning")
@@ -89,12 +89,11 @@ def check_today(steps_today: float | None, batch_size: int | None) -> None:
 
 
 def _check_objective(objective: str) -> None:
-    if objective == "energy":
-        raise CannotPlan(
-            "`objective` 'energy' needs measured joules, and none were. Plan for 'time' or 'cost'."
-        )
     if objective not in OBJECTIVES:
-        raise CannotPlan(f"`objective` must be 'time' or 'cost', got {objective!r}.")
+        raise CannotPlan(
+            f"`objective` must be 'time', 'cost' or 'energy', got {objective!r}. "
+            "Only these are reckoned with."
+        )
 
 
 def _device_counts(devices: int | Sequence[int]) -> tuple[int, ...]:

@@ -19,10 +19,13 @@ from rightbatch.plan.front_reasons import (
 )
 from rightbatch.plan.inputs import Inputs
 from rightbatch.plan.options import PlanOptions
+from rightbatch.plan.step_model import is_trusted
 from rightbatch.results import (
     Candidate,
+    Communication,
     CostOption,
     CriticalBatchSize,
+    EnergyProfile,
     FrontPoint,
     MemoryProfile,
     Status,
@@ -65,6 +68,7 @@ def explain(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[s
     return (
         *_statistics(inputs.critical),
         _hardware(inputs.throughput),
+        *_energy(inputs.energy, options),
         _size(chosen, row, options),
         *_ties(decision),
         *_accumulation(chosen),
@@ -74,15 +78,24 @@ def explain(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[s
         *_memory(inputs.memory, decision.candidates, chosen.devices),
         *_against_today(decision, min(options.devices)),
         *([f"The learning rate {decision.rate_source}."] if decision.rate_source else []),
-        *_communication(chosen, row, options),
+        *_communication(inputs.communication, chosen, row, options),
         *_cost(chosen, row, options),
     )
 
 
-def warn(options: PlanOptions, decision: Decision) -> tuple[str, ...]:
+def warn(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[str, ...]:
     """Say what the plan takes for granted, a sentence each."""
     found: list[str] = []
-    if max(options.devices) > 1 and options.allreduce_gbps is None:
+    measured = inputs.communication
+    beyond = tuple(d for d in options.devices if d > 1 and not is_trusted(measured, d))
+    if beyond and measured is not None:
+        source = "named bandwidth" if options.allreduce_gbps else "measured time, carried over"
+        found.append(
+            f"Communication was measured on {devices_words((measured.world_size,))}, and may be "
+            f"trusted on at most twice as many: on {devices_words(beyond)} it is assumed, from the "
+            f"{source}."
+        )
+    if beyond and measured is None and options.allreduce_gbps is None:
         found.append(
             "Communication counted as free: the times on several devices are the least possible. "
             "Name the bandwidth (--allreduce-gbps), in gigabits per second that a device sends."
@@ -97,12 +110,13 @@ def warn(options: PlanOptions, decision: Decision) -> tuple[str, ...]:
 
 def _size(chosen: Way, row: Candidate, options: PlanOptions) -> str:
     steps = format_number(row.relative_steps)
+    least = "the least energy" if options.objective == "energy" else "the least time"
     where = there = ""
     if len(options.devices) > 1:
         where, there = f" on {devices_words((chosen.devices,))}", " there"
     return (
         f"Batch size {chosen.batch_size} takes {steps}x the fewest possible steps, at "
-        f"{format_seconds(row.step_seconds)} a step{where}: the least time{there}, or within 5 % "
+        f"{format_seconds(row.step_seconds)} a step{where}: {least}{there}, or within 5 % "
         "of it."
     )
 
@@ -161,6 +175,16 @@ def _hardware(throughput: ThroughputProfile) -> str:
     return words + "."
 
 
+def _energy(energy: EnergyProfile | None, options: PlanOptions) -> list[str]:
+    if options.objective != "energy" or energy is None:
+        return []
+    each = format_number(energy.joules_per_example, 3)
+    words = f"A step draws {format_number(energy.joules, 3)} J plus {each} J per example, measured"
+    if max(options.devices) > 1:
+        words += " on one device; what devices draw while gradients are added up is left out"
+    return [f"{words}."]
+
+
 def _memory(
     memory: MemoryProfile | None, candidates: tuple[Candidate, ...], devices: int
 ) -> list[str]:
@@ -196,20 +220,32 @@ def _against_today(decision: Decision, here: int) -> list[str]:
     ]
 
 
-def _communication(chosen: Way, row: Candidate, options: PlanOptions) -> list[str]:
+def _communication(
+    measured: Communication | None, chosen: Way, row: Candidate, options: PlanOptions
+) -> list[str]:
     if chosen.devices == 1:
         return []
-    if options.allreduce_gbps is None:
+    if measured is not None and is_trusted(measured, chosen.devices):
+        here = f"{devices_words((measured.world_size,))}"
+        how = "measured" if measured.world_size == chosen.devices else f"carried over from {here}"
+        share = 100 * row.communication_seconds / row.step_seconds
+        return [
+            f"Adding up the gradients of {chosen.devices} devices takes "
+            f"{format_seconds(row.communication_seconds)} of each step ({share:.0f} %), {how}, "
+            "with no overlap with computing: at most that."
+        ]
+    if measured is None and options.allreduce_gbps is None:
         return [
             f"The {chosen.devices} devices are assumed to share the work at no cost: communication "
             "was not measured."
         ]
     share = 100 * row.communication_seconds / row.step_seconds
+    gbps = options.allreduce_gbps
+    source = "as a ring scales" if gbps is None else f"at {gbps:g} gigabits per second"
     return [
         f"Adding up the gradients of {chosen.devices} devices is assumed to take "
-        f"{format_seconds(row.communication_seconds)} of each step ({share:.0f} %), at "
-        f"{options.allreduce_gbps:g} gigabits per second and no overlap with computing: it was "
-        "not measured."
+        f"{format_seconds(row.communication_seconds)} of each step ({share:.0f} %), {source} and "
+        "no overlap with computing: it was not measured."
     ]
 
 

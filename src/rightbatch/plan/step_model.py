@@ -6,12 +6,13 @@ step = accumulation_steps x (seconds(micro) - optimizer) + optimizer + all-reduc
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.results import ThroughputProfile
+from rightbatch.results import Communication, ThroughputProfile
 
 Floats = NDArray[np.float64]
 
 _BYTES_PER_GRADIENT = 4  # float32, as torch's data parallel training adds them up
 _BITS_PER_BYTE = 8
+_TRUSTED = 2  # times the devices that were measured; beyond, other links and latencies begin
 
 
 def allreduce_seconds(parameters: int, devices: int, gbps: float | None) -> float:
@@ -47,7 +48,36 @@ def allreduce_seconds(parameters: int, devices: int, gbps: float | None) -> floa
     if gbps is None:
         return 0.0
     gradient_bits = parameters * _BYTES_PER_GRADIENT * _BITS_PER_BYTE
-    return 2 * (devices - 1) / devices * gradient_bits / (gbps * 1e9)
+    return _sent_over_gradient(devices) * gradient_bits / (gbps * 1e9)
+
+
+def scaled_allreduce_seconds(measured: Communication, devices: int) -> float:
+    """Time to average the gradients of all devices, from a time that was measured on some.
+
+    The measured time on as many devices; on other counts what a ring sends grows or shrinks.
+
+    Example:
+        A ring of two sends the gradient once, one of four 1.5 times:
+
+        >>> from rightbatch.results import Status
+        >>> measured = Communication(world_size=2, gradient_bytes=80, allreduce_seconds=0.5,
+        ...     low=0.5, high=0.5, no_sync_step_seconds=None, sync_step_seconds=None, gbps=1.0,
+        ...     status=Status.OK)
+        >>> [scaled_allreduce_seconds(measured, devices) for devices in (1, 2, 4)]
+        [0.0, 0.5, 0.75]
+    """
+    ratio = _sent_over_gradient(devices) / _sent_over_gradient(measured.world_size)
+    return measured.allreduce_seconds * ratio
+
+
+def is_trusted(measured: Communication | None, devices: int) -> bool:
+    """Whether a measured time may be carried over: to at most twice as many devices."""
+    return measured is not None and devices <= _TRUSTED * measured.world_size
+
+
+def _sent_over_gradient(devices: int) -> float:
+    """What a device of a ring sends, in gradients."""
+    return 2 * (devices - 1) / devices
 
 
 def optimizer_seconds(throughput: ThroughputProfile) -> float:

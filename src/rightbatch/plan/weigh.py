@@ -1,16 +1,17 @@
 """What each way to train takes in every draw of what is not known exactly."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.errors import CannotPlan
 from rightbatch.plan.candidates import Way, draw_critical, draw_times, list_ways, step_seconds
+from rightbatch.plan.energy import check_energy, draw_energies, joules_per_step
 from rightbatch.plan.inputs import Inputs
 from rightbatch.plan.options import PlanOptions
-from rightbatch.plan.step_model import allreduce_seconds
-from rightbatch.results import Candidate, ThroughputProfile
+from rightbatch.plan.step_model import allreduce_seconds, is_trusted, scaled_allreduce_seconds
+from rightbatch.results import Candidate
 
 Floats = NDArray[np.float64]
 
@@ -28,28 +29,38 @@ class Weighed:
     times: Floats  # [draws, ways], seconds for each of the fewest possible steps
     critical: Floats  # [draws], B_c
     left_out: tuple[int, ...]  # device counts that no batch can be shared by
+    energies: Floats | None = None  # [draws, ways], joules as times are seconds; inf: not known
+    objective: str = "time"
 
     @property
     def devices(self) -> Floats:
         """Devices of each way, shape [ways]."""
         return np.array([way.devices for way in self.ways], dtype=float)
 
+    @property
+    def amounts(self) -> Floats:
+        """What is to be little on a fixed number of devices, shape [draws, ways]."""
+        if self.objective == "energy" and self.energies is not None:
+            return self.energies
+        return self.times
+
     def where(self, devices: int) -> NDArray[np.bool_]:
-        """Which ways fit and use so many devices, shape [ways]."""
-        return self.fits & (self.devices == devices)
+        """Which ways can be chosen on so many devices: they fit, and the amount is known."""
+        known = np.isfinite(self.amounts).all(axis=0)
+        return self.fits & known & (self.devices == devices)
 
 
 def weigh(inputs: Inputs, options: PlanOptions) -> Weighed:
     """Draw the times of every way to train.
 
     Raises:
-        CannotPlan: If nothing fits, or the all-reduce cannot be reckoned.
+        CannotPlan: If nothing fits, or joules or the all-reduce cannot be reckoned.
     """
+    check_energy(options.objective, inputs.energy)
     facts = inputs.task
     ways: list[Way] = []
-    left_out: list[int] = []
     for devices in options.devices:
-        listed = list_ways(
+        ways += list_ways(
             inputs.throughput,
             inputs.memory,
             devices=devices,
@@ -57,21 +68,28 @@ def weigh(inputs: Inputs, options: PlanOptions) -> Weighed:
             current_batch_size=facts.batch_size if facts else None,
             communication_seconds=_communication_seconds(inputs, options, devices),
         )
-        ways += listed
-        if not any(way.fits for way in listed):
-            left_out.append(devices)
     fits = np.array([way.fits for way in ways], dtype=bool)
     if not fits.any():
         raise CannotPlan(_why_nothing_fits(inputs, options.devices[0]))
     generator = np.random.default_rng(_SEED)
     critical = draw_critical(inputs.critical, _DRAWS, generator)
     times = draw_times(tuple(ways), inputs.throughput, critical, generator)
-    return Weighed(tuple(ways), fits, times, critical, tuple(left_out))
+    energies = None
+    if inputs.energy is not None and inputs.energy.points:
+        energies = draw_energies(tuple(ways), inputs.energy, critical, generator)
+    weighed = Weighed(tuple(ways), fits, times, critical, (), energies, options.objective)
+    left_out = [d for d in options.devices if not weighed.where(d).any()]
+    if len(left_out) == len(options.devices):  # something fits, so it is joules that lack
+        raise CannotPlan(_why_no_joules(inputs))
+    return replace(weighed, left_out=tuple(left_out))
 
 
 def _communication_seconds(inputs: Inputs, options: PlanOptions, devices: int) -> float:
-    if options.allreduce_gbps is None or devices == 1:
+    measured = inputs.communication
+    if devices == 1 or (options.allreduce_gbps is None and measured is None):
         return 0.0
+    if measured is not None and (options.allreduce_gbps is None or is_trusted(measured, devices)):
+        return scaled_allreduce_seconds(measured, devices)
     if inputs.task is None:
         raise CannotPlan(
             f"`allreduce_gbps` needs the number of parameters, got {options.allreduce_gbps:g} and "
@@ -95,11 +113,21 @@ def _why_nothing_fits(inputs: Inputs, devices: int) -> str:
     )
 
 
+def _why_no_joules(inputs: Inputs) -> str:
+    assert inputs.energy is not None
+    joules, seconds = inputs.energy.points, inputs.throughput.points
+    return (
+        "`objective` 'energy' needs joules at sizes that were timed and fit, got joules from "
+        f"{joules[0].batch_size} to {joules[-1].batch_size} and seconds from "
+        f"{seconds[0].batch_size} to {seconds[-1].batch_size}. Measure joules at those sizes."
+    )
+
+
 def choose_size(weighed: Weighed, devices: int) -> tuple[int, list[int]]:
     """Choose among the sizes for so many devices, which must have one that fits.
 
     Returns:
-        The index of the smallest, roundest way within 5 % of the fastest, and the round sizes
+        The index of the smallest, roundest way within 5 % of the best, and the round sizes
         that cannot be told from it.
     """
     ways, usable = weighed.ways, weighed.where(devices)
@@ -134,24 +162,25 @@ def near_best(weighed: Weighed, chosen: int) -> tuple[int, int]:
 
 
 def _regret(weighed: Weighed, usable: NDArray[np.bool_]) -> Floats:
-    """Times over the best usable way of the same draw, shape [draws, ways]."""
-    best = np.where(usable, weighed.times, np.inf).min(axis=1)
-    return weighed.times / best[:, None]
+    """Amounts over those of the best usable way of the same draw, shape [draws, ways]."""
+    best = np.where(usable, weighed.amounts, np.inf).min(axis=1)
+    return weighed.amounts / best[:, None]
 
 
 def _is_round(way: Way) -> bool:
     return way.batch_size.bit_count() == 1
 
 
-def list_candidates(weighed: Weighed, throughput: ThroughputProfile) -> tuple[Candidate, ...]:
+def list_candidates(weighed: Weighed, inputs: Inputs) -> tuple[Candidate, ...]:
     """List every way with its numbers at the median critical batch size."""
     ways = weighed.ways
-    seconds = step_seconds(ways, throughput)
+    seconds = step_seconds(ways, inputs.throughput)
     critical = float(np.median(weighed.critical))
     steps = np.array([1 + critical / way.batch_size for way in ways])
     time = steps * seconds / (steps * seconds)[weighed.fits].min()
     cost = steps * seconds * weighed.devices
     cost = cost / cost[weighed.fits].min()
+    energy = _relative_energies(weighed, inputs, steps)
     return tuple(
         Candidate(
             batch_size=way.batch_size,
@@ -164,7 +193,17 @@ def list_candidates(weighed: Weighed, throughput: ThroughputProfile) -> tuple[Ca
             fits=way.fits,
             devices=way.devices,
             communication_seconds=way.communication_seconds,
-            assumed=way.devices > 1,
+            assumed=way.devices > 1 and not is_trusted(inputs.communication, way.devices),
+            relative_energy=energy[i],
         )
         for i, way in enumerate(ways)
     )
+
+
+def _relative_energies(weighed: Weighed, inputs: Inputs, steps: Floats) -> list[float | None]:
+    """Joules over the least that fits; ``None`` where they are not known."""
+    if inputs.energy is None or not inputs.energy.points:
+        return [None] * len(weighed.ways)
+    joules = steps * joules_per_step(weighed.ways, inputs.energy)
+    known = joules[np.isfinite(joules) & weighed.fits]
+    return [float(j / known.min()) if known.size and np.isfinite(j) else None for j in joules]
