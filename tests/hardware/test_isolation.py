@@ -144,6 +144,7 @@ def test_ctrl_c_leaves_nothing_running(monkeypatch):
     monkeypatch.setattr("rightbatch.hardware.isolation.subprocess.Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt, match="now"):
         outcome_of(sleep_long)
+    monkeypatch.undo()
     assert not child_processes()
 
 
