@@ -1,6 +1,7 @@
 """The commands: each calls one public function and shows what it found."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,9 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from rightbatch._comm import Comm, launched_group
 from rightbatch._environment import describe_environment, installed_extras
 from rightbatch._format import format_bytes
 from rightbatch._time import Progress as ReportProgress
+from rightbatch._time import no_progress
 from rightbatch.cli.calibration import calibrate_here, show_calibration
 from rightbatch.cli.options import (
     AllReduce,
@@ -20,6 +23,7 @@ from rightbatch.cli.options import (
     Budget,
     DeadlineOption,
     Devices,
+    Energy,
     Fresh,
     Json,
     MaxCost,
@@ -41,9 +45,10 @@ from rightbatch.cli.options import (
 from rightbatch.cli.session import Session, kept_measurements, progress_bar, words
 from rightbatch.cli.session import session as open_session
 from rightbatch.cli.study import study_command
+from rightbatch.cli.throughput import measure_steps
 from rightbatch.errors import RightBatchError
 from rightbatch.find import Findings, find, load
-from rightbatch.hardware import cpu_budget_bytes, measure_memory, measure_throughput
+from rightbatch.hardware import cpu_budget_bytes, measure_memory
 from rightbatch.hardware.cache import free_memory
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
@@ -108,7 +113,8 @@ def find_command(
 def _refuse_energy(objective: Objective) -> None:
     if objective is Objective.ENERGY:
         raise typer.BadParameter(
-            "'energy' needs measured joules, which no instrument reads yet. Use time or cost.",
+            "'energy' needs measured joules, which find leaves out. Measure them with `rightbatch "
+            "throughput --energy`, then plan; or use time or cost.",
             param_hint="--objective",
         )
 
@@ -130,13 +136,17 @@ def _measure(
     output: Path | None,
     as_json: bool,
     traceback: bool,
+    comm: Comm | None = None,
 ) -> None:
-    """Load a task, run some instruments on it, deliver what they found."""
-    in_session = open_session(output, as_json=as_json, traceback=traceback)
-    with in_session as session, progress_bar() as progress:
+    """Load a task, run some instruments on it, deliver what they found: the first rank does."""
+    first = comm is None or comm.rank == 0
+    in_session = open_session(output if first else None, as_json=as_json, traceback=traceback)
+    with in_session as session, progress_bar() if first else nullcontext(no_progress) as progress:
         task = load_task(spec, progress=progress)
         session.keep(Findings(task=task.facts(), environment=describe_environment(task.device)))
         measure(session, task, progress)
+        if not first:
+            session.findings = None
     _exit_if_nothing_fits(session.findings)
 
 
@@ -175,25 +185,29 @@ def memory_command(
 def throughput_command(
     task: TaskName,
     time_budget: Budget = 60.0,
+    energy: Energy = False,
     fresh: Fresh = False,
     seed: Seed = 0,
     output: Output = None,
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Time a training step against the batch size."""
+    """Time a training step against the batch size; under torchrun communication too."""
+    with launched_group() as comm:
 
-    def measure(session: Session, loaded: Task, progress: ReportProgress) -> None:
-        cache = kept_measurements(fresh=fresh)
-        profile = cache.get("throughput", loaded, seed=seed, seconds=time_budget)
-        if profile is None:
-            profile = measure_throughput(
-                loaded, time_budget_seconds=time_budget, seed=seed, progress=progress
+        def measure(session: Session, loaded: Task, progress: ReportProgress) -> None:
+            measure_steps(
+                session,
+                loaded,
+                comm,
+                kept_measurements(fresh=fresh),
+                time_budget_seconds=time_budget,
+                seed=seed,
+                energy=energy,
+                progress=progress,
             )
-            cache.put("throughput", profile, loaded, seed=seed, seconds=time_budget)
-        session.add("throughput", throughput=profile)
 
-    _measure(task, measure, output=output, as_json=as_json, traceback=traceback)
+        _measure(task, measure, output=output, as_json=as_json, traceback=traceback, comm=comm)
 
 
 @app.command("noise")
@@ -284,7 +298,6 @@ def plan_command(
 ) -> None:
     """Plan again from a results file, without measuring again."""
     with open_session(output, as_json=as_json, traceback=traceback) as session:
-        _refuse_energy(objective)
         findings = load(results)
         again = plan(
             findings,

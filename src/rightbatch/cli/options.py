@@ -180,6 +180,9 @@ Seed = Annotated[int, typer.Option(callback=_not_negative, help="Of every random
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Measure memory and throughput again if they are known.")
 ]
+Energy = Annotated[
+    bool, typer.Option("--energy", help="Measure joules too, where the device has counters.")
+]
 Output = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")
 ]

@@ -46,7 +46,8 @@ class Session:
         """Keep more parts; an interrupt from here on loses none of them."""
         if self.findings is None:
             raise RuntimeError("a session begins with the task's facts")
-        took = {**self.findings.seconds, name: self.watch.elapsed_seconds()}
+        before = self.findings.seconds
+        took = {**before, name: self.watch.elapsed_seconds() - sum(before.values())}
         self.keep(replace(self.findings, seconds=took, **parts))
 
     def deliver(self) -> None:

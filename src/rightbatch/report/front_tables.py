@@ -42,7 +42,8 @@ def _front_table(plan: Plan) -> Table:
     has_seconds = any(p.seconds is not None for p in plan.front)
     has_cost = any(p.cost is not None for p in plan.front)
     has_allowed = not has_seconds and any(p.steps_allowed is not None for p in plan.front)
-    header = ["devices", "batch size", "time", "cost"]
+    has_energy = plan.objective == "energy"
+    header = ["devices", "batch size", "time", "cost", *(["energy"] if has_energy else [])]
     header += ["run takes", "at most"] if has_seconds else []
     header += ["run costs"] if has_cost else []
     header += ["steps allowed", "surely"] if has_allowed else []
@@ -54,6 +55,8 @@ def _front_table(plan: Plan) -> Table:
             format_ratio(point.relative_time),
             format_ratio(point.relative_cost),
         ]
+        if has_energy:
+            cells.append(format_ratio(point.relative_energy))
         if has_seconds:
             cells += [format_seconds(point.seconds), format_seconds(point.seconds_high)]
         if has_cost:
@@ -64,7 +67,8 @@ def _front_table(plan: Plan) -> Table:
         mark = "choice" if chosen else "impossible" if point.meets_limits is False else ""
         rows.append(Row(cells=(*cells, _remark(point, plan)), mark=mark))
     return Table(
-        title="Front: no other way is both faster and cheaper",
+        title="Front: no other way is both faster and "
+        + ("thriftier" if has_energy else "cheaper"),
         header=(*header, ""),
         rows=tuple(rows),
         note=_note(plan, has_seconds=has_seconds, has_allowed=has_allowed),
@@ -80,6 +84,8 @@ def _remark(point: FrontPoint, plan: Plan) -> str:
 
 def _note(plan: Plan, *, has_seconds: bool, has_allowed: bool) -> str:
     note = "time: over the fastest; cost: device-hours, over the cheapest"
+    if plan.objective == "energy":
+        note += "; energy: joules over the least"
     if has_seconds:
         note += "; at most: the upper end of the 95 % interval"
     if has_allowed:

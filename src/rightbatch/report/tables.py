@@ -14,10 +14,16 @@ from rightbatch._format import (
 )
 from rightbatch.report.noise_tables import geometries_table, layers_table, track_table
 from rightbatch.report.table import Row, Table
-from rightbatch.report.throughput_tables import clocks_table, step_table, workers_table
+from rightbatch.report.throughput_tables import (
+    clocks_table,
+    energy_table,
+    step_table,
+    workers_table,
+)
 from rightbatch.report.words import INSTRUMENTS, OUTCOMES
 from rightbatch.results import (
     Candidate,
+    EnergyProfile,
     LRRace,
     MemoryProfile,
     NoiseScale,
@@ -45,6 +51,8 @@ def tables(results: Results, instrument: str) -> tuple[Table, ...]:
             made.append(_memory(value))
         elif isinstance(value, ThroughputProfile):
             made += [step_table(value), clocks_table(value), workers_table(value)]
+        elif isinstance(value, EnergyProfile):
+            made.append(energy_table(value))
         elif isinstance(value, NoiseScale):
             made += [geometries_table(value, results.track), layers_table(value)]
         elif isinstance(value, NoiseTrack):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from rightbatch._format import format_count, format_number, format_seconds
 from rightbatch.report.table import Row, Table
-from rightbatch.results import ThroughputProfile
+from rightbatch.results import EnergyProfile, ThroughputProfile
 
 _CROWDED = 0.1  # share of the time in line for a processor that a reader should know of
 
@@ -43,6 +43,29 @@ def _crowded(throughput: ThroughputProfile) -> Iterator[str]:
             f"Other processes had the processors up to {_percent(most)} of the time: that was "
             "taken off, but measure again when the machine is quiet."
         )
+
+
+def energy_table(energy: EnergyProfile) -> Table:
+    """Tabulate what a step draws at each batch size."""
+    rows = (
+        Row(
+            cells=(
+                format_count(p.batch_size),
+                f"{format_number(p.joules_per_step, 3)} J",
+                f"{format_number(p.low, 3)} to {format_number(p.high, 3)} J",
+                f"{format_number(p.joules_per_step / p.batch_size, 3)} J",
+            )
+        )
+        for p in energy.points
+    )
+    return Table(
+        title="Energy of one optimizer step",
+        header=("batch size", "a step", "95 % interval", "an example"),
+        rows=tuple(rows),
+        note=f"energy = {format_number(energy.joules, 3)} J + "
+        f"{format_number(energy.joules_per_example, 3)} J x batch size, about; all that the device "
+        "draws meanwhile.",
+    )
 
 
 def clocks_table(throughput: ThroughputProfile) -> Table:

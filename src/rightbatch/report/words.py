@@ -17,7 +17,9 @@ from rightbatch._format import (
     format_seconds,
 )
 from rightbatch.results import (
+    Communication,
     CriticalBatchSize,
+    EnergyProfile,
     LRCurve,
     LRRace,
     MemoryProfile,
@@ -32,7 +34,7 @@ from rightbatch.results import (
 # The instruments, in the order in which a reader meets them, and the parts each one fills.
 INSTRUMENTS = {
     "memory": ("memory",),
-    "throughput": ("throughput",),
+    "throughput": ("throughput", "communication", "energy"),
     "noise": ("noise", "track", "critical_batch_size"),
     "learning_rate": ("learning_rate", "race"),
 }
@@ -49,6 +51,7 @@ OUTCOMES = {
 }
 NO_BREAK = "\u00a0"
 _NUMBER_AND_UNIT = re.compile(r"(\d) (?=%|(?:[mun]?s|min|h|d|x|[KMGTP]?i?B)\b)")
+_JOULES_PER_KWH = 3.6e6
 _BOTTLENECKS = {
     "compute": "compute-bound",
     "overhead": "launch-bound",
@@ -132,7 +135,8 @@ def _recommendation(plan: Plan) -> str:
 
 def details(plan: Plan) -> tuple[str, ...]:
     """Say what the recommendation brings, how wide it is, and how to lay it out."""
-    cost = "Chosen for the least cost." if plan.objective == "cost" else None
+    chosen = f"Chosen for the least {plan.objective}."
+    cost = chosen if plan.objective in ("cost", "energy") else None
     sentences = (_gain(plan), cost, _width(plan), _arrangement(plan), _without_rate(plan))
     # A tie is what the width just said, and the reasons say between which sizes.
     doubt = None if plan.status in (Status.OK, Status.TIE) else plan.status.sentence
@@ -202,6 +206,11 @@ def findings(results: Results) -> tuple[Finding, ...]:
         throughput = results.throughput
         alone = len(measured(results)) == 1
         add("throughput", "Throughput", _throughput(throughput, alone=alone), throughput.status)
+    if results.communication is not None:
+        together = results.communication
+        add("communication", "Communication", _communication(together), together.status)
+    if results.energy is not None:
+        add("energy", "Energy", _energy(results.energy), results.energy.status)
     if results.noise is not None:
         add("noise", "Noise scale", _noise(results.noise), results.noise.status)
     if results.track is not None:
@@ -258,6 +267,26 @@ def _rate_and_half(throughput: ThroughputProfile) -> str:
     text = f"{rate} examples/s at {format_count(best.batch_size)}"
     if throughput.half_batch_size is not None and throughput.half_batch_size >= 1:
         text += f", half the peak at {format_number(throughput.half_batch_size)}"
+    return text
+
+
+def _communication(found: Communication) -> str:
+    seconds = format_interval(found.allreduce_seconds, found.low, found.high, number=format_seconds)
+    text = f"{seconds} to average the gradients of {format_count(found.world_size)} ranks alone"
+    text += f" ({format_number(found.gbps)} gigabits per second each)"
+    if found.sync_step_seconds is not None and found.no_sync_step_seconds is not None:
+        text += f"; a step takes {format_seconds(found.sync_step_seconds)} with it"
+        text += f" and {format_seconds(found.no_sync_step_seconds)} without"
+    return text
+
+
+def _energy(energy: EnergyProfile) -> str:
+    best = min(energy.points, key=lambda point: point.joules_per_step / point.batch_size)
+    each = best.joules_per_step / best.batch_size
+    text = f"{format_number(each)} J an example at {format_count(best.batch_size)}"
+    if energy.price_per_kwh is not None:
+        million = 1e6 * each / _JOULES_PER_KWH * energy.price_per_kwh
+        text += f", {format_number(million)} to pay for a million of them"
     return text
 
 

@@ -1,0 +1,91 @@
+"""``rightbatch throughput``: seconds of a step, of communication under torchrun, and joules."""
+
+from rightbatch._comm import Comm, gradients_apart
+from rightbatch._time import Progress
+from rightbatch.cli.session import Session, words
+from rightbatch.hardware import (
+    energy_counters,
+    measure_communication,
+    measure_energy,
+    measure_throughput,
+)
+from rightbatch.hardware.cache import MeasurementCache
+from rightbatch.hardware.energy import SHORTEST_WINDOW_SECONDS, WINDOWS
+from rightbatch.results import ThroughputProfile
+from rightbatch.task import Task
+
+_FEWEST_SIZES = 2  # of joules; they make a line
+
+
+def measure_steps(
+    session: Session,
+    task: Task,
+    comm: Comm,
+    cache: MeasurementCache,
+    *,
+    time_budget_seconds: float,
+    seed: int,
+    energy: bool,
+    progress: Progress,
+) -> None:
+    """Measure on every rank that was launched, each for itself but for the communication.
+
+    Ranks take different numbers of steps, so none may wait for another's gradients meanwhile.
+    """
+    communication = measure_communication(task, comm=comm, seed=seed, progress=progress)
+    if communication is not None:
+        session.add("communication", communication=communication)
+    # Ranks beside each other share a machine: such times are no others'.
+    flags = {"seed": seed, "seconds": time_budget_seconds}
+    flags |= {"ranks": comm.world_size} if comm.world_size > 1 else {}
+    profile = cache.get("throughput", task, **flags)
+    if profile is None:
+        with gradients_apart(task.model):
+            profile = measure_throughput(
+                task, time_budget_seconds=time_budget_seconds, seed=seed, progress=progress
+            )
+        if comm.rank == 0:
+            cache.put("throughput", profile, task, **flags)
+    session.add("throughput", throughput=profile)
+    if energy and comm.rank == 0:
+        _add_energy(session, task, comm, profile, time_budget_seconds, seed, progress)
+
+
+def _add_energy(
+    session: Session,
+    task: Task,
+    comm: Comm,
+    profile: ThroughputProfile,
+    time_budget_seconds: float,
+    seed: int,
+    progress: Progress,
+) -> None:
+    """Measure joules at some of the sizes that were timed, or say in one line why not."""
+    if comm.world_size > 1:
+        words.print("Energy was not measured: other ranks draw too. Run it without torchrun.")
+        return
+    reason = energy_counters(task.device)
+    if reason is None:
+        sizes = spread_sizes(
+            [point.batch_size for point in profile.points],
+            int(time_budget_seconds / (WINDOWS * SHORTEST_WINDOW_SECONDS)),
+        )
+        found = measure_energy(task, sizes, seed=seed, progress=progress)
+        if found is not None:
+            session.add("energy", energy=found)
+            return
+        reason = "Energy was not measured: the counters of the device do not move."
+    words.print(reason, markup=False, soft_wrap=True)
+
+
+def spread_sizes(sizes: list[int], most: int) -> list[int]:
+    """Pick so many sizes, both ends and others evenly between; never fewer than two.
+
+    Example:
+        >>> spread_sizes([4, 8, 16, 32, 64], 3), spread_sizes([4, 8, 16, 32, 64], 0)
+        ([4, 16, 64], [4, 64])
+    """
+    count = min(len(sizes), max(_FEWEST_SIZES, most))
+    if count == 1:
+        return sizes[:1]
+    return [sizes[round(i * (len(sizes) - 1) / (count - 1))] for i in range(count)]
