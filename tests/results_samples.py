@@ -6,8 +6,11 @@ from typing import Any
 
 from rightbatch.results import (
     Candidate,
+    Communication,
     CriticalBatchSize,
     Current,
+    EnergyPoint,
+    EnergyProfile,
     GeometryNoise,
     LayerNoise,
     LoopClocks,
@@ -88,6 +91,25 @@ def full() -> Results:
             shape=StepShape(
                 alpha_seconds=0.12, beta_seconds_per_example=0.0021, sharpness=1.5, residual=0.03
             ),
+        ),
+        communication=Communication(
+            world_size=2,
+            gradient_bytes=4001,
+            allreduce_seconds=0.07,
+            low=0.06,
+            high=0.08,
+            no_sync_step_seconds=0.49,
+            sync_step_seconds=0.55,
+            gbps=4.5,
+            status=Status.OK,
+        ),
+        energy=EnergyProfile(
+            points=(EnergyPoint(batch_size=61, joules_per_step=9.0, low=8.5, high=9.5),),
+            joules=1.5,
+            joules_per_example=0.12,
+            window_seconds=5.5,
+            price_per_kwh=0.25,
+            status=Status.OK,
         ),
         learning_rate=LRCurve(
             batch_size=64,

@@ -125,7 +125,7 @@ def test_nothing_nested_lies_at_the_top() -> None:
     plain = _codec.to_json(full())
     assert next(iter(plain)) == "schema"
     assert plain["schema"] == "rightbatch/1"
-    assert plain.keys() == {*DESIGN[""].split(), "seconds"}
+    assert plain.keys() == {*DESIGN[""].split(), "communication", "energy", "seconds"}
 
 
 def test_parts_not_measured_are_absent() -> None:

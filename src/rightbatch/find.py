@@ -171,9 +171,8 @@ def find(
     run.part("noise", measure_noise, micro_batch_size=micro)
     run.part("track", track_noise, micro_batch_size=micro, trust_loss=True)
     run.learning_rate(provisional=plan(run.findings, **options))
-    critical = critical_batch_size(
-        run.findings.noise, run.findings.track, optimizer=run.findings.task.optimizer
-    )
+    found = run.findings
+    critical = critical_batch_size(found.noise, found.track, optimizer=found.task.optimizer)
     return run.keep(plan=plan(run.findings, **options), critical_batch_size=critical)
 
 

@@ -1,0 +1,154 @@
+"""``rightbatch throughput`` where ranks were launched, and where joules are asked for."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import rightbatch as rb
+from rightbatch._time import Deadline
+from rightbatch.cli import throughput as command
+from rightbatch.cli.commands import app
+from rightbatch.cli.session import Session
+from rightbatch.results import EnergyPoint
+from tests.results_samples import least
+
+pytestmark = pytest.mark.usefixtures("float32")
+
+TASK = """
+import torch
+from torch import nn
+import rightbatch as rb
+
+def make_task():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 30), nn.BatchNorm1d(30), nn.Linear(30, 2))
+    if torch.distributed.is_initialized():
+        model = nn.parallel.DistributedDataParallel(model)
+    data = [(torch.randn(4), torch.randn(2)) for _ in range(96)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    return rb.Task(model, optimizer, data, rb.supervised(nn.functional.mse_loss), batch_size=8)
+"""
+ARGUMENTS = ("throughput", "lab_task.py:make_task", "--time-budget", "1", "--fresh")
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a task file, and the current folder."""
+    (tmp_path / "lab_task.py").write_text(TASK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def run(*arguments: str):  # type: ignore[no-untyped-def]
+    return CliRunner().invoke(app, list(arguments))
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_together_and_one_delivers(lab: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("-m", "rightbatch", *ARGUMENTS, "--energy", "--json", "--output", "out"),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)  # of one rank only, or it would be no JSON
+    assert done.stderr.count("other ranks draw too") == 1
+    saved = rb.load("out/results.json")
+    assert printed == json.loads(Path("out/results.json").read_text())
+    assert saved.communication is not None
+    assert saved.communication.world_size == 2
+    assert saved.communication.gradient_bytes == 4 * (4 * 30 + 30 + 60 + 30 * 2 + 2)
+    assert saved.communication.sync_step_seconds is not None
+    assert saved.throughput is not None
+    assert saved.energy is None
+    assert list(saved.seconds) == ["communication", "throughput"]
+
+
+def test_alone_there_is_no_communication_and_no_reason_for_energy_that_nobody_wants(
+    lab: Path,
+) -> None:
+    done = run(*ARGUMENTS, "--output", "out")
+    assert done.exit_code == 0, done.stderr
+    assert "Energy" not in done.stderr
+    saved = json.loads(Path("out/results.json").read_text())
+    assert not {"communication", "energy"} & saved.keys()
+
+
+def test_without_counters_one_line_says_why(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "energy_counters", lambda device: "Energy was not measured: dark.")
+    done = run(*ARGUMENTS, "--energy")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("Energy was not measured: dark.") == 1
+    assert "examples/s" in done.stdout
+
+
+def test_joules_are_kept_and_planned_with(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def made(task: rb.Task, sizes: list[int], **options: Any) -> rb.EnergyProfile | None:
+        asked.append(sizes)
+        points = tuple(
+            EnergyPoint(batch_size=b, joules_per_step=j, low=j, high=j)
+            for b in sizes
+            for j in [10.0 + b]
+        )
+        return rb.EnergyProfile(
+            points=points, joules=10.0, joules_per_example=1.0, window_seconds=5.0,
+            price_per_kwh=None, status=rb.Status.OK,
+        )  # fmt: skip
+
+    monkeypatch.setattr(command, "energy_counters", lambda device: None)
+    monkeypatch.setattr(command, "measure_energy", made)
+    done = run(*ARGUMENTS, "--energy", "--output", "out")
+    assert done.exit_code == 0, done.stderr
+    assert "Energy of one optimizer step" in done.stdout
+    saved = rb.load("out/results.json")
+    assert saved.throughput is not None
+    timed = [point.batch_size for point in saved.throughput.points]
+    assert asked == [[timed[0], timed[-1]]]  # one second pays for no more
+    critical = rb.CriticalBatchSize(
+        value=40.0, low=40.0, high=40.0, source="sweep", status=rb.Status.OK
+    )
+    rb.Findings(
+        task=saved.task, environment={}, throughput=saved.throughput, energy=saved.energy,
+        critical_batch_size=critical,
+    ).save("measured.json")  # fmt: skip
+    planned = run("plan", "measured.json", "--objective", "energy")
+    assert planned.exit_code == 0, planned.stderr
+    assert "Chosen for the least energy." in " ".join(planned.stdout.split())
+    refused = run("plan", "out/results.json", "--objective", "energy")
+    assert refused.exit_code == 1  # no noise yet
+
+
+def test_counters_that_stand_still_are_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "energy_counters", lambda device: None)
+    monkeypatch.setattr(command, "measure_energy", lambda *args, **options: None)
+    done = run(*ARGUMENTS, "--energy")
+    assert "the counters of the device do not move" in done.stderr
+
+
+def test_time_is_counted_once() -> None:
+    """What came before a part is not in its time."""
+    clock = SimpleNamespace(now=0.0)
+    watch = Deadline(1e9, lambda: clock.now)
+    session = Session(None, as_json=False, traceback=False, watch=watch)
+    session.keep(rb.Findings(task=least().task, environment={}))
+    for name, now in (("first", 2.0), ("second", 5.0)):
+        clock.now = now
+        session.add(name)
+    assert session.findings is not None
+    assert session.findings.seconds == {"first": 2.0, "second": 3.0}
