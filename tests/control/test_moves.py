@@ -8,9 +8,10 @@ import torch
 from rightbatch import BatchSizeController, BatchSizeSampler, BatchSizeSchedule, ExampleLR
 from rightbatch.batches import Regrouped
 from rightbatch.control import Move
+from rightbatch.control.evidence import Evidence
 from rightbatch.lr import Steps
 from tests.batches.loaders import Ahead
-from tests.control.doubles import FakeMonitor, controlled, rate, weights_and_optimizer
+from tests.control.doubles import FakeMonitor, ManyRanks, controlled, rate, weights_and_optimizer
 from tests.ranks import on_two_ranks
 
 
@@ -60,6 +61,7 @@ def test_the_rate_schedule_keeps_its_shape_and_moves_its_base() -> None:
         controller.step(examples)
         rates.append(rate(optimizer))
     assert rates == pytest.approx([0.1, 0.4, 0.2], rel=1e-15)
+    assert "Pass `scheduler`" not in controller.moves[0].scaling
     assert scheduler.examples_seen == controller.examples_seen == 48
 
 
@@ -141,6 +143,15 @@ def test_chunks_move_at_once() -> None:
         sizes.append((len(batch), controller.batch_size))
         controller.step(len(batch))
     assert sizes == [(4, 4), (4, 4), (16, 16), (16, 16)]
+
+
+def test_what_another_rank_measured_does_not_count() -> None:
+    monitor = FakeMonitor()
+    monitor.measures(32.0)
+    assert Evidence(monitor, ManyRanks(2, rank=1)).noise() is None
+    alone = Evidence(monitor, ManyRanks(1)).noise()
+    assert alone is not None
+    assert (alone.noise_scale, alone.low, alone.high) == (32.0, 0.9 * 32.0, 1.1 * 32.0)
 
 
 def moves_of_ranks(rank: int) -> list[Any]:

@@ -90,6 +90,15 @@ def test_a_state_of_another_version_is_refused() -> None:
         controller.load_state_dict({**controller.state_dict(), "version": 0})
 
 
+def test_a_sampler_whose_state_is_kept_elsewhere_gets_its_size_again() -> None:
+    saved = controlled(BatchSizeSchedule.parse("0:8 8:16"))
+    saved.step(8)
+    sampler = BatchSizeSampler(60, 4)
+    resumed = controlled(BatchSizeSchedule.parse("0:8 8:16"), sampler=sampler)
+    resumed.load_state_dict(saved.state_dict())
+    assert sampler.batch_size == 16
+
+
 def test_another_number_of_devices_shares_the_same_batch() -> None:
     schedule = "0:8 8:32"
     alone = controlled(BatchSizeSchedule.parse(schedule), max_micro_batch_size=4)

@@ -327,6 +327,8 @@ class BatchSizeController:
                     write_number(group, name, float(group[name]) * ratio)
 
     def _agreed(self, value: float) -> float:
+        if self._comm.world_size == 1:
+            return value
         return self._comm.sum(torch.tensor([value], dtype=torch.float64)).item()
 
     # Checkpoints.
