@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 
-from rightbatch import BatchSizeController, BatchSizeSampler, BatchSizeSchedule, ExampleLR
+from rightbatch import (
+    BatchSizeController,
+    BatchSizeSampler,
+    BatchSizeSchedule,
+    ExampleLR,
+    NoiseMonitor,
+)
 from rightbatch.control import Move
 from rightbatch.lr import Sequence, Steps, Warmup
 from tests.control.doubles import FakeMonitor, rate
@@ -26,6 +32,11 @@ EPOCHS, EXAMPLES = 2, 90  # so that each epoch ends with a smaller batch
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
+
+
+def wants_more(noise_scale: float) -> float:
+    """Grow with any noise, so that a short run moves twice."""
+    return 1000.0 + noise_scale
 
 
 class Run:
@@ -41,16 +52,22 @@ class Run:
         warmup = Sequence(Warmup(30, start=0.1), Steps((70, 120), 0.7))
         self.scheduler = ExampleLR(self.optimizer, warmup)
         self.monitor = FakeMonitor()
+        self.real = NoiseMonitor(self.model, self.optimizer, every=2)
+        if kind == "monitor":
+            self.real.__enter__()
         schedules = {
             "table": BatchSizeSchedule.parse("0:8 40:16 100:32"),
             "seesaw": BatchSizeSchedule.seesaw(8, 2, [40, 100], max_batch_size=16),
+            "monitor": BatchSizeSchedule.noise(
+                8, max_batch_size=32, dwell_examples=20, policy=wants_more
+            ),
             "noise": BatchSizeSchedule.noise(8, max_batch_size=32, dwell_examples=20),
         }
         world_size = 1 if rank is None else 2
         self.sampler = BatchSizeSampler(EXAMPLES, 8, rank=rank or 0, world_size=world_size)
         generator = torch.Generator().manual_seed(7)
         inputs = torch.randn(EXAMPLES, 4, generator=generator, dtype=torch.float64)
-        data = TensorDataset(inputs, torch.randint(3, (EXAMPLES,), generator=generator))
+        data = TensorDataset(inputs, inputs[:, :3].argmax(1))
         self.loader = DataLoader(data, batch_sampler=self.sampler, num_workers=workers)
         self.logged: list[Move] = []
         self.controller = BatchSizeController(
@@ -59,7 +76,7 @@ class Run:
             sampler=self.sampler,
             max_micro_batch_size=5,
             scheduler=self.scheduler,
-            monitor=self.monitor if kind == "noise" else None,
+            monitor={"noise": self.monitor, "monitor": self.real}.get(kind),
             log=self.logged.append,
         )
 
@@ -69,6 +86,7 @@ class Run:
                 self.optimizer.zero_grad()
                 for (inputs, labels), weight in self.controller.micro_batches(batch):
                     (weight * F.cross_entropy(self.model(inputs), labels)).backward()
+                    self.real.observe(len(labels), factor=weight)
                 self.optimizer.step()
                 # A noise scale that is known by the count, as a resumed monitor's is.
                 self.monitor.measures(8.0 + self.controller.examples_seen / 4)
@@ -82,6 +100,7 @@ class Run:
             "model": self.model,
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
+            "monitor": self.real,
         }
 
     def saved(self) -> io.BytesIO:
@@ -133,7 +152,7 @@ def ends_alike(
     [list, pytest.param(reversed, marks=pytest.mark.slow)],
     ids=["in turn", "backwards"],
 )
-@pytest.mark.parametrize("kind", ["table", "seesaw", "noise"])
+@pytest.mark.parametrize("kind", ["table", "seesaw", "noise", "monitor"])
 def test_a_run_killed_at_any_step_ends_as_it_would_have(
     kind: str, order: Callable[[list[str]], Any]
 ) -> None:
