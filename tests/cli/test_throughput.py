@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,15 +124,19 @@ def test_joules_are_kept_and_planned_with(lab: Path, monkeypatch: pytest.MonkeyP
     critical = rb.CriticalBatchSize(
         value=40.0, low=40.0, high=40.0, source="sweep", status=rb.Status.OK
     )
-    rb.Findings(
-        task=saved.task, environment={}, throughput=saved.throughput, energy=saved.energy,
-        critical_batch_size=critical,
-    ).save("measured.json")  # fmt: skip
-    planned = run("plan", "measured.json", "--objective", "energy")
+    found = rb.Findings(
+        task=saved.task, environment={}, throughput=saved.throughput, critical_batch_size=critical
+    )
+    found.save("found.json")
+    dark = run("plan", "found.json", "--objective", "energy")
+    assert "needs measured joules" in dark.stderr
+    planned = run("plan", "found.json", "--add", "out/results.json", "--objective", "energy")
     assert planned.exit_code == 0, planned.stderr
     assert "Chosen for the least energy." in " ".join(planned.stdout.split())
-    refused = run("plan", "out/results.json", "--objective", "energy")
-    assert refused.exit_code == 1  # no noise yet
+    replace(found, task=replace(found.task, parameters=7)).save("other.json")
+    refused = run("plan", "other.json", "--add", "out/results.json")
+    assert refused.exit_code == 2
+    assert "must be of one model to be joined, got 7 and" in refused.stderr
 
 
 def test_counters_that_stand_still_are_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

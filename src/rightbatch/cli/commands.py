@@ -18,6 +18,7 @@ from rightbatch._time import Progress as ReportProgress
 from rightbatch._time import no_progress
 from rightbatch.cli.calibration import calibrate_here, show_calibration
 from rightbatch.cli.options import (
+    AddFile,
     AllReduce,
     BatchSize,
     Budget,
@@ -45,7 +46,7 @@ from rightbatch.cli.options import (
 from rightbatch.cli.session import Session, kept_measurements, progress_bar, words
 from rightbatch.cli.session import session as open_session
 from rightbatch.cli.study import study_command
-from rightbatch.cli.throughput import measure_steps
+from rightbatch.cli.throughput import joined, measure_steps
 from rightbatch.errors import RightBatchError
 from rightbatch.find import Findings, find, load
 from rightbatch.hardware import cpu_budget_bytes, measure_memory
@@ -283,6 +284,7 @@ def lr_command(
 @app.command("plan")
 def plan_command(
     results: ResultsFile,
+    add: AddFile = None,
     objective: ObjectiveOption = Objective.TIME,
     devices: Devices = "1",
     price_per_hour: Price = None,
@@ -298,7 +300,7 @@ def plan_command(
 ) -> None:
     """Plan again from a results file, without measuring again."""
     with open_session(output, as_json=as_json, traceback=traceback) as session:
-        findings = load(results)
+        findings = load(results) if add is None else joined(load(results), load(add))
         again = plan(
             findings,
             objective=objective.value,

@@ -109,6 +109,10 @@ TaskName = Annotated[
     ),
 ]
 ResultsFile = Annotated[Path, typer.Argument(metavar="RESULTS.json")]
+AddFile = Annotated[
+    Path | None,
+    typer.Option("--add", metavar="RESULTS.json", help="Take from this file what the other lacks."),
+]
 ObjectiveOption = Annotated[Objective, typer.Option(help="What to minimise.")]
 Devices = Annotated[
     str,

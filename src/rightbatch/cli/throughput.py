@@ -1,8 +1,12 @@
 """``rightbatch throughput``: seconds of a step, of communication under torchrun, and joules."""
 
+from dataclasses import fields, replace
+
 from rightbatch._comm import Comm, gradients_apart
 from rightbatch._time import Progress
 from rightbatch.cli.session import Session, words
+from rightbatch.errors import ResultsError
+from rightbatch.find import Findings
 from rightbatch.hardware import (
     energy_counters,
     measure_communication,
@@ -76,6 +80,25 @@ def _add_energy(
             return
         reason = "Energy was not measured: the counters of the device do not move."
     words.print(reason, markup=False, soft_wrap=True)
+
+
+def joined(findings: Findings, more: Findings) -> Findings:
+    """Fill in what was not measured from other findings of the same model.
+
+    Raises:
+        ResultsError: If they are of another model.
+    """
+    if findings.task.parameters != more.task.parameters:
+        raise ResultsError(
+            f"results files must be of one model to be joined, got {findings.task.parameters} and "
+            f"{more.task.parameters} parameters. Measure the same task for both."
+        )
+    lacking = {
+        part.name: getattr(more, part.name)
+        for part in fields(findings)
+        if getattr(findings, part.name) is None
+    }
+    return replace(findings, **lacking)
 
 
 def spread_sizes(sizes: list[int], most: int) -> list[int]:
