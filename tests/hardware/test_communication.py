@@ -22,6 +22,7 @@ class SlowLink:
     """Three ranks of which this is the second; averaging takes 2 s and other ranks no longer."""
 
     rank, world_size = 1, 3
+    together = False
 
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
@@ -29,11 +30,13 @@ class SlowLink:
 
     def sum(self, values: Tensor) -> Tensor:
         self.clock.advance(1.0)  # waiting for the others
+        self.together = True
         return values
 
     def average_(self, values: Tensor) -> None:
         self.averaged.append(values.numel())
-        self.clock.advance(2.0)
+        self.clock.advance(2.0 if self.together else 7.0)  # else some are late
+        self.together = False
 
 
 def test_averaging_is_timed_apart_from_waiting() -> None:
