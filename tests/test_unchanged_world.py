@@ -38,9 +38,7 @@ def track(task: Task) -> Any:
 
 
 def memory(task: Task) -> Any:
-    return rb.measure_memory(
-        task, isolate=False, time_budget_seconds=0.3, clock=TickingClock()
-    )
+    return rb.measure_memory(task, isolate=False, time_budget_seconds=0.3, clock=TickingClock())
 
 
 def throughput(task: Task) -> Any:
