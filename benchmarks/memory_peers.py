@@ -33,6 +33,7 @@ class Record:
         self.ooms = 0
 
     def see(self, size: int) -> None:
+        """Note a size, once for each run of batches of it."""
         if not self.delivered or self.delivered[-1] != size:
             self.delivered.append(size)
 

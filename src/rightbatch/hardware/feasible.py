@@ -16,11 +16,13 @@ from rightbatch.results import MemoryPoint, MemoryProfile, Status
 
 _OVERHEAD = 1.5  # real over predicted, until the first real peak says otherwise
 _STEEPEST = 1.6  # real bytes for a predicted byte more, beyond a real peak
+_FAR, _STEEPEST_FAR = 2, 2.2  # the same, where the size would grow by more than so many times
 _WORSE = 1.3  # after a failure, the overhead is at least so much larger than assumed
 _AIM = 0.94  # of what may be used
 _FULL = 0.9  # of what may be used; then the answer is good enough
 _CLOSE = 0.02  # of a batch size
 _MOST_PROBES = 3
+_HALF = 0.5
 _MOST_FAILURES = 5  # in a row, with nothing verified
 
 Predict = Callable[[int], int]
@@ -97,7 +99,12 @@ class _Search:
             # What real steps need besides is partly fixed: only the rest grows with the batch.
             here = self.predict(best.batch_size)
             slope = min(max(best.peak_bytes / max(1, here), 1.0), _STEEPEST)
-            target = here + (_AIM * self.usable_bytes - best.peak_bytes) / slope
+            room = _AIM * self.usable_bytes - best.peak_bytes
+            if largest_within(self.predict, self.cap, int(here + room / slope)) > (
+                _FAR * best.batch_size
+            ):
+                slope = _STEEPEST_FAR
+            target = here + room / slope
         size = largest_within(self.predict, self.cap, int(target))
         if failed is not None and size >= failed:
             size = failed // 2 if best is None else (best.batch_size + failed) // 2
@@ -194,13 +201,19 @@ def _probe(search: _Search, probe: Probe, floor: int) -> Status:
         best = search.verified()
         if best is None and size <= floor:
             return Status.OUT_OF_TIME if status is Status.OUT_OF_TIME else Status.NOTHING_FITS
-        if best is not None and (_is_full(search, best) or tried >= _MOST_PROBES):
+        if best is not None and (_is_full(search, best) or tried >= _most(search, best)):
             return status
         following = search.next_size(floor)
         if best is not None and following - best.batch_size <= _CLOSE * best.batch_size:
             return status
         size = following
     return status
+
+
+def _most(search: _Search, best: MemoryPoint) -> int:
+    """Three tries, or one more where the largest that ran is far from the smallest that did not."""
+    room = (search.failed() or search.cap + 1) - 1
+    return _MOST_PROBES + (best.batch_size < _HALF * room)
 
 
 def _is_full(search: _Search, best: MemoryPoint) -> bool:

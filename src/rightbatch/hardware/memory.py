@@ -45,6 +45,7 @@ from rightbatch.task.preflight import mixes_examples
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
 _CPU_SPARE = 0.04  # of the budget: over a long run a heap is cut up further, see docs/memory.md
+_HEAP_NOISE_BYTES, _MOST_SPARE = 12 * 2**20, 0.1  # two runs of one size differ by so much
 _CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
 
 
@@ -173,7 +174,10 @@ class _Hunt:
         self._cap = task.max_batch_size or NO_CAP
         self._floor = 2 if mixes_examples(task.model) else 1
         self._first = task.batch_size or min(_FIRST, self._cap)
-        self._spare_share = _CPU_SPARE if task.device.type == "cpu" else 0.0
+        self._spare_share = 0.0
+        if task.device.type == "cpu":
+            noise = min(_MOST_SPARE, _HEAP_NOISE_BYTES / budget)
+            self._spare_share = max(_CPU_SPARE, noise)
         self._units = 1.0
         self._notes: list[str] = []
         self._worst_case = self._find_worst_case()

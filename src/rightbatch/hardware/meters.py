@@ -90,13 +90,16 @@ class _ResidentMeter:
         self._status, self._clear = own / "status", own / "clear_refs"
         self.reset()
         self._baseline = self._read("VmRSS:")
+        self._files = self._read("RssFile:")
 
     def reset(self) -> None:
         _empty_caches(torch.device("cpu"))
         self._clear.write_text("5")  # 5: set the peak to the present value
 
     def peak_bytes(self) -> int:
-        return max(0, self._read("VmHWM:") - self._baseline)
+        # Code of libraries that was read in meanwhile is not memory that a batch needs.
+        files = max(0, self._read("RssFile:") - self._files)
+        return max(0, self._read("VmHWM:") - self._baseline - files)
 
     def _read(self, key: str) -> int:
         for line in self._status.read_text().splitlines():
