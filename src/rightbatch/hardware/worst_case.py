@@ -45,6 +45,7 @@ def find_longest(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Rep
         Batches of copies of it; ``None`` where the first examples are all of one length.
 
     Example:
+        >>> import torch
         >>> model = torch.nn.Linear(1, 1)
         >>> sentences = [torch.zeros(length) for length in (3, 9, 4)]
         >>> task = Task(model, torch.optim.SGD(model.parameters(), lr=1.0), sentences, None or max)
@@ -72,7 +73,7 @@ def count_elements(example: Any) -> int:
     """Count the numbers in an example.
 
     Example:
-        >>> count_elements({"tokens": [5, 3, 8], "image": torch.zeros(2, 2), "label": 1})
+        >>> count_elements({"tokens": [5, 3, 8], "image": np.zeros((2, 2)), "label": 1})
         8
     """
     if isinstance(example, Tensor):
