@@ -133,6 +133,21 @@ def test_an_open_file_cannot_be_sent(tmp_path):
     assert "Tried in this process" in profile.notes[0]
 
 
+def test_what_is_sent_is_small_and_holds_every_storage_once():
+    rows = torch.zeros(2_000_000)  # 8 MB
+    model = nn.Linear(1, 1)
+    model.views = [rows[i:] for i in range(50)]
+    task = Task(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        torch.zeros(99, 1),
+        lambda m, x: m(x).mean(),
+    )
+    with Isolated(task) as isolated:
+        (path,) = Path(isolated._folder.name).glob("task.pickle")
+        assert 8e6 < path.stat().st_size < 9e6
+
+
 def test_ctrl_c_leaves_nothing_running(monkeypatch):
     class Interrupted(subprocess.Popen):
         def wait(self, timeout=None):

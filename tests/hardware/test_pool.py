@@ -5,7 +5,10 @@ from torch.utils.data import Dataset, IterableDataset
 
 from rightbatch.hardware.pool import with_pool
 from rightbatch.hardware.workload import NO_CAP, host_batches
+from rightbatch.hardware.worst_case import find_longest
 from rightbatch.task import Task
+from rightbatch.task.data import examples_in
+from rightbatch.tasks import load_task
 from rightbatch.testing import FakeClock
 from tests.laws import assert_same_world, snapshot
 from tests.zoo import WORKING, Specimen
@@ -76,3 +79,33 @@ def test_the_task_is_left_as_it_was(specimen: Specimen):
         pooled = with_pool(task)
     assert_same_world(before, snapshot(task))
     assert task.source.dataset is not pooled.source.dataset
+
+
+def test_a_row_of_a_large_tensor_does_not_bring_the_tensor_along():
+    pooled = with_pool(task_of(torch.zeros(100_000, 50)))
+    example = pooled.source.dataset.examples[0]
+    assert example.untyped_storage().nbytes() == example.nbytes
+
+
+def test_a_data_set_that_makes_batches_itself_stays():
+    class Batched(Reading):
+        def __getitems__(self, indices):
+            return torch.tensor(indices, dtype=torch.float64)
+
+    task = task_of(Batched(50), collate_fn=lambda batch: batch)
+    pooled = with_pool(task)
+    assert pooled is task
+    assert next(host_batches(pooled, 20, seed=0)).shape == (20,)
+    assert find_longest(task) is None
+
+
+def test_a_part_of_a_data_set_is_pooled():
+    part = torch.utils.data.Subset(Reading(900), range(300))
+    assert len(with_pool(task_of(part)).source.dataset.examples) == 256
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["mnist", "bikes", "shakespeare"])
+def test_the_built_in_tasks_still_make_their_batches(name):
+    pooled = with_pool(load_task(name))
+    assert examples_in(next(host_batches(pooled, 40, seed=0))) == 40

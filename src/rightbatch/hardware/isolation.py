@@ -85,7 +85,7 @@ class Isolated:
         self._folder = tempfile.TemporaryDirectory(prefix="rightbatch-")
         path = Path(self._folder.name)
         try:
-            (path / "task.pickle").write_bytes(_pickled((task, worst_case)))
+            _pickle((task, worst_case), path / "task.pickle")
         except BaseException:
             self._folder.cleanup()
             raise
@@ -146,13 +146,13 @@ class Isolated:
         return answer
 
 
-def _pickled(thing: Any) -> bytes:
-    """Pickle by value what another interpreter could not import."""
+def _pickle(thing: Any, path: Path) -> None:
+    """Pickle by value what another interpreter could not import, and each storage only once."""
     own = [module for name, module in list(sys.modules.items()) if _is_nameless(name, module)]
     for module in own:
         cloudpickle.register_pickle_by_value(module)
     try:
-        return cloudpickle.dumps(thing)
+        torch.save(thing, path, pickle_module=cloudpickle)
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise CannotIsolate(
             "a task must be picklable to be tried in a process of its own, got "

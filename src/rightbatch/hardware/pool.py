@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from rightbatch._time import Clock, Deadline, wall_clock
+from rightbatch.hardware.templates import own_copy
 from rightbatch.hardware.workload import NO_CAP, bytes_in
 from rightbatch.task import Task
 
@@ -40,7 +41,8 @@ def with_pool(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Task:
     """Return a task like another one, whose data set is a pool of its examples.
 
     Args:
-        task: Its data set is read for at most two seconds: up to 256 examples or 64 MiB.
+        task: Its data set is read for at most two seconds: up to 256 examples or 64 MiB. One that
+            fetches whole batches at once has no examples to take: it stays as it is.
         seed: Of the choice.
         clock: Monotonic seconds.
 
@@ -51,11 +53,13 @@ def with_pool(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Task:
         >>> len(pooled.source.dataset), len(pooled.source.dataset.examples)
         (1000, 256)
     """
+    if fetches_batches(task):
+        return task
     deadline = Deadline(_SECONDS, clock)
     taken: list[Any] = []
     held = 0
     for example in islice(random_examples(task, seed), _MOST):
-        taken.append(example)
+        taken.append(own_copy(example))
         held += bytes_in(example)
         if held > _MOST_BYTES or deadline.remaining_seconds() <= 0:
             break
@@ -63,6 +67,12 @@ def with_pool(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Task:
     length = task.num_examples if task.num_examples is not None else NO_CAP
     pooled.source = replace(task.source, dataset=Pool(taken, length), sampler=None)
     return pooled
+
+
+def fetches_batches(task: Task) -> bool:
+    """Whether the data set makes batches itself, by a ``__getitems__`` that returns no list."""
+    fetch = getattr(task.source.dataset, "__getitems__", None)
+    return fetch is not None and not isinstance(fetch([0]), list)
 
 
 def random_examples(task: Task, seed: int) -> Iterator[Any]:

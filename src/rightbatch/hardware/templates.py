@@ -48,6 +48,21 @@ def _resized(two: Any, three: Any, size: int) -> Any:
     return _rebuilt(two, lambda key, part: _resized(part, _part(three, key), size))
 
 
+def own_copy(thing: Any) -> Any:
+    """Copy the tensors of an example or a batch, each to memory of its own.
+
+    A row of a large tensor refers to all of it, and whoever pickles or copies the row takes all.
+
+    Example:
+        >>> row = torch.zeros(1000, 3)[5]
+        >>> row.untyped_storage().nbytes(), own_copy(row).untyped_storage().nbytes()
+        (12000, 12)
+    """
+    if isinstance(thing, Tensor):
+        return thing.detach().clone()
+    return _rebuilt(thing, lambda key, part: own_copy(part))
+
+
 def _rebuilt(whole: Any, change: Callable[[Any, Any], Any]) -> Any:
     """Make the same container with each part changed; other things are kept as they are."""
     if isinstance(whole, MutableMapping):

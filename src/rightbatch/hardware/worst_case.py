@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from rightbatch._time import Clock, Deadline, wall_clock
-from rightbatch.hardware.pool import random_examples
+from rightbatch.hardware.pool import fetches_batches, random_examples
+from rightbatch.hardware.templates import own_copy
 from rightbatch.task import Task
 
 _ALIKE = 64  # examples of one length before the others are believed to have it too
@@ -42,7 +43,8 @@ def find_longest(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Rep
         clock: Monotonic seconds.
 
     Returns:
-        Batches of copies of it; ``None`` where the first examples are all of one length.
+        Batches of copies of it; ``None`` where the first examples are all of one length, or the
+        data set makes whole batches itself.
 
     Example:
         >>> import torch
@@ -52,6 +54,8 @@ def find_longest(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Rep
         >>> find_longest(task).elements
         9
     """
+    if fetches_batches(task):
+        return None
     deadline = Deadline(_SECONDS, clock)
     considered = _FROM_STREAM if task.num_examples is None else None
     longest, most, least, seen = None, -1, None, 0
@@ -66,7 +70,7 @@ def find_longest(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Rep
     if longest is None or least == most:
         return None
     collate = task.source.collate_fn or default_collate
-    return Repeated(longest, collate, most, seen)
+    return Repeated(own_copy(longest), collate, most, seen)
 
 
 def count_elements(example: Any) -> int:
