@@ -1,5 +1,6 @@
 """What must change with the batch size: the learning rate and everything that goes with it."""
 
+from rightbatch.results import Change, Validity
 from rightbatch.scaling.families import (
     OptimizerFamily,
     register_optimizer,
@@ -9,7 +10,7 @@ from rightbatch.scaling.hyperparameters import scaled_hyperparameters
 from rightbatch.scaling.layerwise import LayerwiseReport, check_layerwise_optimizer
 from rightbatch.scaling.learning_rate import ScalingRule, default_rule, scale_learning_rate
 from rightbatch.scaling.live import scale_hyperparameters
-from rightbatch.scaling.report import Change, ScalingReport, Validity
+from rightbatch.scaling.report import ScalingReport
 
 __all__ = [
     "Change",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
-from rightbatch.scaling.report import Change, Validity
+from rightbatch.results import Change, Validity
 from rightbatch.scaling.settings import decay_over_examples, share_over_examples
 
 Write = Callable[[], None]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from rightbatch._format import format_learning_rate, format_number
+from rightbatch.results import Change, Validity
 from rightbatch.scaling.families import OptimizerFamily, family_of, similar_names
 from rightbatch.scaling.learning_rate import ScalingRule
 from rightbatch.scaling.move import (
@@ -16,7 +17,7 @@ from rightbatch.scaling.move import (
     mismatch,
 )
 from rightbatch.scaling.origins import Origins, fresh_origins
-from rightbatch.scaling.report import Change, ScalingReport, Validity
+from rightbatch.scaling.report import ScalingReport
 from rightbatch.scaling.settings import decay_over_examples, decoupled_weight_decay, eps_over_root
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # torch's schedulers keep theirs in the groups

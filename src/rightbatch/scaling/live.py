@@ -8,6 +8,7 @@ from typing import Any, final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rightbatch.results import Change, Validity
 from rightbatch.scaling.attached import (
     Write,
     batch_norm_moves,
@@ -19,7 +20,7 @@ from rightbatch.scaling.families import OptimizerFamily, family_of, is_decoupled
 from rightbatch.scaling.hyperparameters import Group, Moved, assemble, common_rates, moved_group
 from rightbatch.scaling.move import AutoRule, FirstBetaPolicy, MomentumPolicy, Move
 from rightbatch.scaling.origins import Origins, fresh_origins, origins_from_state
-from rightbatch.scaling.report import Change, ScalingReport, Validity
+from rightbatch.scaling.report import ScalingReport
 from rightbatch.scaling.settings import steps_for_examples
 from rightbatch.scaling.state import carry_state, second_moment_move
 

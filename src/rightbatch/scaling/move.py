@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Literal, final
 
 from rightbatch._format import format_count, format_number
+from rightbatch.results import Validity
 from rightbatch.scaling.families import OptimizerFamily
 from rightbatch.scaling.learning_rate import RULES, ScalingRule, check_batch_sizes, rate_ratio
-from rightbatch.scaling.report import Validity
 
 AutoRule = ScalingRule | Literal["auto"]
 MomentumPolicy = Literal["keep", "examples"]

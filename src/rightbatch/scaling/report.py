@@ -1,31 +1,10 @@
 """What a change of batch size did to every setting, from what to what, why, and if it holds."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import final
 
 from rightbatch._format import format_number
-
-
-class Validity(StrEnum):
-    """Whether a rule was applied where it is known to hold."""
-
-    HOLDS = "yes"
-    OUTSIDE = "no"
-    UNCHECKED = "not checked"
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One setting before and after, also where nothing changed."""
-
-    parameter: str  # as in the optimizer's group; a beta by its place
-    before: float
-    after: float
-    why: str
-    validity: Validity
-    group: int | None = None  # index of the parameter group; None: not of a group, or of all
+from rightbatch.results import Change, Validity
 
 
 @final
