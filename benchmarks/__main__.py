@@ -10,6 +10,7 @@ from benchmarks import coverage as coverages
 from benchmarks import decision as decisions
 from benchmarks import geometry as geometries
 from benchmarks import ghost_norm as ghost_norms
+from benchmarks import increase_batch as increase_batches
 from benchmarks import memory as memories
 from benchmarks import monitor as monitors
 from benchmarks import noise as noises
@@ -33,6 +34,7 @@ NOISE: dict[str, tuple[ModuleType, Any]] = {
 TRAINING: dict[str, tuple[ModuleType, Any]] = {
     "scaling": (scalings, scalings.scaling),
     "ghost": (ghost_norms, ghost_norms.ghost_norm),
+    "increase": (increase_batches, increase_batches.increase_batch),
 }
 
 
@@ -62,7 +64,7 @@ def noise(
 def training(
     part: Annotated[str, typer.Argument(help=f"all, {', '.join(TRAINING)}")] = "all",
 ) -> None:
-    """What must change with the batch size: rates that carry over, the cost of ghosts."""
+    """What must change with the batch size: rates that carry over, ghosts, growing batches."""
     _run(TRAINING, part)
 
 
