@@ -8,7 +8,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rightbatch.hardware.step_curve import StepCurve, best_micro_batch, fit_step_shape
+from rightbatch.hardware.step_curve import (
+    StepCurve,
+    best_micro_batch,
+    fit_step_shape,
+    interpolate,
+)
 from rightbatch.results import Status, ThroughputPoint, ThroughputProfile
 
 DOUBLINGS = (4, 8, 16, 32, 64, 128)
@@ -114,6 +119,41 @@ def test_nothing_is_extrapolated(size: float) -> None:
     curve = StepCurve.computing([point(size, 1.0 + size) for size in DOUBLINGS])
     with pytest.raises(ValueError, match=f"range 4 to 128, got {size:g}"):
         curve.at(size)
+
+
+@given(st.lists(st.lists(st.floats(1e-3, 10.0), min_size=4, max_size=4), min_size=1, max_size=5))
+def test_many_curves_at_once_are_read_as_each_alone(rows: list[list[float]]) -> None:
+    sizes, wanted = np.array([4.0, 8.0, 16.0, 32.0]), [32, 5, 8, 12, 31, 4]
+    together = interpolate(sizes, np.array(rows), wanted)
+    assert together.shape == (len(rows), len(wanted))
+    for row, read in zip(rows, together, strict=True):
+        alone = [float(interpolate(sizes, np.array(row), [size])[0]) for size in wanted]
+        assert read.tolist() == alone
+        assert (read[0], read[2], read[5]) == (row[3], row[1], row[0])
+
+
+@pytest.mark.parametrize("sharpness", [1.5, 4.0])
+def test_a_bent_curve_is_read_better_than_by_chords(sharpness: float) -> None:
+    """Why not straight lines: half way between doublings they miss a bend by up to 7 %."""
+    truth = {"alpha": 1.0, "beta": 1 / 24, "sharpness": sharpness}
+    points = [point(size, shape(size, **truth)) for size in DOUBLINGS]
+    wanted = [size * 1.5 for size in DOUBLINGS[:-1]]
+    exact = np.array([shape(size, **truth) for size in wanted])
+    curve = StepCurve.computing(points)
+    chords = np.interp(wanted, curve.sizes, curve.seconds)
+    assert abs(curve.read(wanted) / exact - 1).max() < 0.5 * abs(chords / exact - 1).max()
+
+
+def test_one_measured_size_answers_for_itself_alone() -> None:
+    curve = StepCurve.computing([point(8, 2.0, doubt=0.1)])
+    assert curve.at(8) == pytest.approx((2.0, 1.8, 2.2))
+    with pytest.raises(ValueError, match=r"range 8 to 8, got 9\."):
+        curve.read([8, 9])
+
+
+def test_a_size_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"range 4 to 8, got nan\."):
+        StepCurve.computing([point(4, 1.0), point(8, 2.0)]).read([4, math.nan])
 
 
 def test_loading_is_part_of_what_training_pays() -> None:

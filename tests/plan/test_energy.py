@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rightbatch.errors import CannotPlan
+from rightbatch.hardware.step_curve import interpolate
 from rightbatch.plan import plan
 from rightbatch.plan.energy import draw_energies, joules_per_step
 from rightbatch.results import EnergyPoint, EnergyProfile, Plan, Status
@@ -112,6 +113,22 @@ def test_joules_at_other_sizes_are_refused_by_name() -> None:
         CannotPlan, match=r"got joules from 2048 to 4096 and seconds from 1 to 1024"
     ):
         plan(throughput(), critical(), energy(sizes=(2048, 4096)), objective="energy")
+
+
+def test_between_the_measured_sizes_joules_are_read_as_seconds_are() -> None:
+    bent = replace(
+        energy(),
+        points=tuple(
+            EnergyPoint(batch_size=b, joules_per_step=j, low=j, high=j)
+            for b, j in ((8, 10.0), (16, 11.0), (32, 20.0), (64, 40.0))
+        ),
+    )
+    sizes = np.array([8.0, 16.0, 32.0, 64.0])
+    expected = float(interpolate(sizes, np.array([10.0, 11.0, 20.0, 40.0]), [24])[0])
+    assert joules_per_step(plan_ways((24,)), bent).tolist() == [expected]
+    drawn = draw_energies(plan_ways((24,)), bent, np.zeros(2), np.random.default_rng(0))
+    assert drawn == pytest.approx(np.full((2, 1), expected), rel=1e-12)
+    assert expected < 15.4  # below the chord, which a straight line would say: 15.5
 
 
 def test_a_busy_machine_only_ever_adds_joules() -> None:

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from rightbatch.hardware.step_curve import StepCurve
 from rightbatch.plan import plan
+from rightbatch.plan.candidates import Way, draw_times, list_ways, step_seconds
 from rightbatch.plan.step_model import allreduce_seconds, optimizer_seconds
 from rightbatch.results import StepShares, ThroughputProfile
 from tests.plan.made_up import critical, facts, memory, throughput
@@ -26,6 +29,50 @@ def test_the_all_reduce_comes_once_a_step_however_much_is_accumulated() -> None:
         assert c.step_seconds == pytest.approx(passes + expected, rel=1e-9)
         assert c.batch_size == c.micro_batch_size * c.accumulation_steps * (c.devices or 0)
     assert any(c.accumulation_steps > 1 and c.devices == 2 for c in made.candidates)
+
+
+def bent(spread: float = 0.0) -> ThroughputProfile:
+    """Flat up to a knee at 24: 10 ms a step, then in proportion. No size between was timed."""
+    seconds = {b: 0.01 * (1 + (b / 24) ** 4) ** 0.25 for b in (8, 16, 32, 64)}
+    plain = throughput(sizes=tuple(seconds))
+    points = tuple(
+        replace(p, step_seconds=s, low=s * (1 - spread), high=s * (1 + spread), total_seconds=s)
+        for p, s in zip(plain.points, seconds.values(), strict=True)
+    )
+    return replace(plain, points=points)
+
+
+def test_between_the_measured_sizes_a_plan_reads_the_curve_that_throughput_reads() -> None:
+    """Today's 24 examples were not timed; a chord would say 5 % more than the curve."""
+    profile = bent()
+    ways = (Way(24, 24, 1, True), Way(96, 24, 4, True))
+    at_24, _, _ = StepCurve.training(profile.points).at(24)
+    assert step_seconds(ways, profile) == pytest.approx([at_24, 4 * at_24], rel=1e-12)
+    drawn = draw_times(ways[:1], profile, np.zeros(3), np.random.default_rng(0))
+    assert drawn == pytest.approx(np.full((3, 1), at_24), rel=1e-12)
+    chord = (profile.points[1].step_seconds + profile.points[2].step_seconds) / 2
+    assert at_24 < 0.97 * chord
+
+
+def test_drawn_times_are_read_from_a_curve_through_the_drawn_points() -> None:
+    """At a measured size the draws spread as its interval says, between two of them less."""
+    ways = (Way(16, 16, 1, True), Way(24, 24, 1, True))
+    drawn = draw_times(ways, bent(spread=0.2), np.zeros(4000), np.random.default_rng(0))
+    low, middle, high = np.quantile(drawn, [0.025, 0.5, 0.975], axis=0)
+    assert middle == pytest.approx(step_seconds(ways, bent()), rel=0.02)
+    widths = np.log(high / low)
+    assert widths[0] == pytest.approx(np.log(1.2 / 0.8), rel=0.06)
+    assert 0.5 * widths[0] < widths[1] < 0.95 * widths[0]
+
+
+@pytest.mark.parametrize("size", [7, 65])
+def test_no_way_reads_beyond_the_measured_sizes(size: int) -> None:
+    with pytest.raises(ValueError, match=f"range 8 to 64, got {size}"):
+        step_seconds((Way(size, size, 1, True),), bent())
+    with pytest.raises(ValueError, match=f"range 8 to 64, got {size}"):
+        draw_times((Way(size, size, 1, True),), bent(), np.ones(3), np.random.default_rng(0))
+    ways = list_ways(bent(), None, devices=1, examples=None, current_batch_size=size)
+    assert all(8 <= way.micro_batch_size <= 64 for way in ways)
 
 
 def with_optimizer(share: float) -> ThroughputProfile:

@@ -18,6 +18,7 @@ from scipy.optimize import least_squares
 from rightbatch.results import StepShape, ThroughputPoint, ThroughputProfile
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 _TINY_SECONDS = 1e-12
 _FEWEST_FOR_A_SHAPE = 4  # three parameters and a residual
@@ -55,8 +56,8 @@ class StepCurve:
     @classmethod
     def _of(cls, points: Sequence[ThroughputPoint], added: Sequence[float]) -> Self:
         extra = np.array(added, dtype=float)
-        middle = _never_falling([point.step_seconds for point in points] + extra)
-        low = _never_falling([point.low for point in points] + extra)
+        middle = never_falling([point.step_seconds for point in points] + extra)
+        low = never_falling([point.low for point in points] + extra)
         high = np.maximum.accumulate([point.high for point in points] + extra)
         sizes = np.array([point.batch_size for point in points], dtype=float)
         return cls(sizes, middle, np.minimum(low, middle), np.maximum(high, middle))
@@ -85,49 +86,116 @@ class StepCurve:
             >>> curve.at(12)
             (3.0, 3.0, 3.0)
         """
-        first, last = self.sizes[0], self.sizes[-1]
-        if not first <= batch_size <= last:
-            raise ValueError(
-                f"`batch_size` must lie in the measured range {first:g} to {last:g}, got "
-                f"{batch_size:g}. Step times are never extrapolated: measure that size."
-            )
-        hit = np.flatnonzero(self.sizes == batch_size)
-        if len(hit):
-            i = int(hit[0])
-            return float(self.seconds[i]), float(self.low[i]), float(self.high[i])
+        wanted = np.array([float(batch_size)])
+        value = float(self.read(wanted)[0])
         right = int(np.searchsorted(self.sizes, batch_size))
-        value = float(PchipInterpolator(self.sizes, self.seconds)(batch_size))
-        if not self._is_convex_around(right):
-            low, high = float(self.low[right - 1]), float(self.high[right])
-            return value, min(low, value), max(high, value)
-        floor, chord = self._bounds(right, batch_size, self.seconds)
-        value = min(max(value, floor), chord)
-        low = min(self._bounds(right, batch_size, self.low)[0], value)
-        high = max(self._bounds(right, batch_size, self.high)[1], value)
-        return value, max(low, float(self.low[right - 1])), min(high, float(self.high[right]))
+        if self.sizes[right] == batch_size:
+            return value, float(self.low[right]), float(self.high[right])
+        low, high = float(self.low[right - 1]), float(self.high[right])
+        at = np.array([right])
+        if _is_convex_around(self.sizes, self.seconds, at)[0]:
+            low = max(low, float(_bounds(self.sizes, self.low, wanted, at)[0][0]))
+            high = min(high, float(_bounds(self.sizes, self.high, wanted, at)[1][0]))
+        return value, min(low, value), max(high, value)
 
-    def _is_convex_around(self, right: int) -> bool:
-        """Whether slopes never fall over the gap that ends at ``right`` and its neighbours."""
-        slopes = np.diff(self.seconds) / np.diff(self.sizes)
-        near = slopes[max(0, right - 2) : right + 1]
-        return len(near) > 1 and bool((np.diff(near) >= -1e-9 * np.abs(near[1:])).all())
-
-    def _bounds(self, right: int, size: float, seconds: Floats) -> tuple[float, float]:
-        """Return the largest lower bound that convexity gives, and the chord."""
-        left = right - 1
-        slopes = np.diff(seconds) / np.diff(self.sizes)
-        chord = seconds[left] + slopes[left] * (size - self.sizes[left])
-        floors = [float(seconds[left])]
-        if left > 0:
-            floors.append(float(seconds[left] + slopes[left - 1] * (size - self.sizes[left])))
-        if right < len(slopes):
-            floors.append(float(seconds[right] - slopes[right] * (self.sizes[right] - size)))
-        return min(max(floors), float(chord)), float(chord)
+    def read(self, batch_sizes: Sequence[float] | Floats) -> Floats:
+        """Interpolate the seconds of a step at several sizes, as `interpolate` does."""
+        return interpolate(self.sizes, self.seconds, batch_sizes)
 
 
-def _never_falling(values: Sequence[float] | Floats) -> Floats:
-    """Lower each value to the smallest at or after it: a busy machine only ever adds."""
+def interpolate(sizes: Floats, values: Floats, wanted: Sequence[float] | Floats) -> Floats:
+    """Interpolate what never falls and mostly bends upwards, for one curve or many at once.
+
+    Piecewise cubic and monotone where the values are. Where they are convex around a gap, the
+    result lies below the chord across it and above both neighbours' lines prolonged into it. At
+    a measured size the value is the measured one.
+
+    Args:
+        sizes: Ascending, shape [sizes].
+        values: Shape [..., sizes]: a row for each curve.
+        wanted: Within the range of the sizes, in any order, shape [wanted].
+
+    Returns:
+        Shape [..., wanted].
+
+    Raises:
+        ValueError: If a wanted size is outside the measured range.
+
+    Example:
+        Two curves over the same sizes, a straight one and a bent one:
+
+        >>> sizes = np.array([4.0, 8.0, 16.0])
+        >>> values = np.array([[1.0, 2.0, 4.0], [2.0, 2.0, 6.0]])
+        >>> interpolate(sizes, values, [16, 6]).tolist()
+        [[4.0, 1.5], [6.0, 2.0]]
+
+    References:
+        Fritsch and Butland (1984), A method for constructing local monotone piecewise cubic
+        interpolants, https://doi.org/10.1137/0905021.
+    """
+    where = np.asarray(wanted, dtype=float)
+    outside = where[~((where >= sizes[0]) & (where <= sizes[-1]))]
+    if outside.size:
+        raise ValueError(
+            f"`batch_size` must lie in the measured range {sizes[0]:g} to {sizes[-1]:g}, got "
+            f"{outside[0]:g}. Step times are never extrapolated: measure that size."
+        )
+    right = np.searchsorted(sizes, where)
+    result = values[..., right]
+    gap = sizes[right] != where
+    if gap.any():
+        where, right = where[gap], right[gap]
+        smooth = PchipInterpolator(sizes, values, axis=-1)(where)
+        floor, chord = _bounds(sizes, values, where, right)
+        bounded = np.minimum(np.maximum(smooth, floor), chord)
+        convex = _is_convex_around(sizes, values, right)
+        result[..., gap] = np.where(convex, bounded, smooth)
+    return result
+
+
+def never_falling(values: Sequence[float] | Floats) -> Floats:
+    """Lower each value to the smallest at or after it: a busy machine only ever adds.
+
+    Example:
+        >>> never_falling([1.0, 9.0, 3.0, 4.0]).tolist()
+        [1.0, 3.0, 3.0, 4.0]
+    """
     return np.minimum.accumulate(np.asarray(values, dtype=float)[::-1])[::-1]
+
+
+def _slopes(sizes: Floats, values: Floats) -> Floats:
+    return np.diff(values, axis=-1) / np.diff(sizes)
+
+
+def _is_convex_around(sizes: Floats, values: Floats, right: Indices) -> NDArray[np.bool_]:
+    """Whether slopes never fall over the gaps that end at ``right`` and their neighbours.
+
+    Returns:
+        Shape [..., right]. Two sizes have one slope, which says nothing.
+    """
+    slopes = _slopes(sizes, values)
+    if slopes.shape[-1] < 2:
+        return np.zeros((*values.shape[:-1], len(right)), dtype=bool)
+    rising = np.diff(slopes, axis=-1) >= -1e-9 * np.abs(slopes[..., 1:])
+    ends = np.ones((*rising.shape[:-1], 1), dtype=bool)  # no neighbour there to contradict
+    rising = np.concatenate([ends, rising, ends], axis=-1)
+    return rising[..., right - 1] & rising[..., right]
+
+
+def _bounds(sizes: Floats, values: Floats, where: Floats, right: Indices) -> tuple[Floats, Floats]:
+    """Return the largest lower bound that convexity gives, and the chord; shape [..., where]."""
+    left, slopes = right - 1, _slopes(sizes, values)
+    ends = np.zeros((*slopes.shape[:-1], 1))
+    before = np.concatenate([ends, slopes], axis=-1)[..., left]  # 0: monotony alone
+    after = np.concatenate([slopes, ends + np.inf], axis=-1)[..., right]
+    from_left, to_right = where - sizes[left], sizes[right] - where
+    chord = values[..., left] + slopes[..., left] * from_left
+    floors = (
+        values[..., left],
+        values[..., left] + before * from_left,
+        values[..., right] - after * to_right,
+    )
+    return np.minimum(np.maximum.reduce(floors), chord), chord
 
 
 def fit_step_shape(points: Sequence[ThroughputPoint]) -> StepShape | None:
@@ -234,6 +302,6 @@ def best_micro_batch(profile: ThroughputProfile, batch_size: int) -> int:
             f"`batch_size` must have a divisor in the measured range {first} to {last}, got "
             f"batch_size={batch_size}. Step times are never extrapolated: measure more sizes."
         )
-    seconds = {m: curve.at(m)[0] * (batch_size // m) for m in micros}
-    least = min(seconds.values())
-    return max(m for m in micros if seconds[m] <= least * (1 + _TIE))
+    seconds = curve.read(micros) * np.array([batch_size // m for m in micros])
+    least = float(seconds.min())
+    return max(m for m, s in zip(micros, seconds, strict=True) if s <= least * (1 + _TIE))

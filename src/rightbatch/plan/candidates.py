@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.plan.step_model import accumulated, never_falling, optimizer_seconds, pass_seconds
+from rightbatch.hardware.step_curve import interpolate
+from rightbatch.plan.step_model import accumulated, optimizer_seconds, pass_curve
 from rightbatch.results import CriticalBatchSize, MemoryProfile, Status, ThroughputProfile
 
 Floats = NDArray[np.float64]
@@ -62,7 +63,7 @@ def list_ways(
         cap = memory.max_verified_batch_size
     micros = sorted({*_powers_of_two(measured[-1]), *measured})
     micros = [size for size in micros if size >= measured[0]]
-    seconds = dict(zip(micros, pass_seconds(throughput, micros), strict=True))
+    seconds = dict(zip(micros, pass_curve(throughput).read(micros), strict=True))
     optimizer = optimizer_seconds(throughput)
     ways: dict[int, Way] = {}
     sizes = {micro * devices for micro in micros}
@@ -88,7 +89,7 @@ def list_ways(
 
 def step_seconds(ways: tuple[Way, ...], throughput: ThroughputProfile) -> Floats:
     """Seconds of an optimizer step of each way."""
-    passes = pass_seconds(throughput, [way.micro_batch_size for way in ways])
+    passes = pass_curve(throughput).read(_column(ways, "micro_batch_size"))
     optimizer = optimizer_seconds(throughput)
     step = accumulated(passes, _column(ways, "accumulation_steps"), optimizer)
     return step + _column(ways, "communication_seconds")
@@ -129,16 +130,13 @@ def draw_times(
         critical: Draws of ``B_c``, shape [draws].
         generator: Of the draws.
     """
-    sizes = np.array([point.batch_size for point in throughput.points], dtype=float)
-    totals = never_falling(throughput)
+    curve = pass_curve(throughput)
     spread = np.array(
         [np.log(max(p.high / p.low, 1.0)) if p.low > 0 else 0.0 for p in throughput.points]
     )
-    errors = generator.standard_normal((len(critical), len(sizes))) * spread / _NORMAL_95
+    errors = generator.standard_normal((len(critical), len(spread))) * spread / _NORMAL_95
     micros = _column(ways, "micro_batch_size")
-    # Interpolation is linear in the measured times, so it is a matrix: shape [points, ways].
-    basis: list[Floats] = [np.interp(micros, sizes, unit) for unit in np.eye(len(sizes))]
-    seconds: Floats = (totals * np.exp(errors)) @ np.array(basis)
+    seconds = interpolate(curve.sizes, curve.seconds * np.exp(errors), micros)
     optimizer = optimizer_seconds(throughput)
     step = accumulated(seconds, _column(ways, "accumulation_steps"), optimizer)
     step = step + _column(ways, "communication_seconds")

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.errors import CannotPlan
+from rightbatch.hardware.step_curve import interpolate, never_falling
 from rightbatch.plan.candidates import Way
 from rightbatch.results import EnergyProfile
 
@@ -31,8 +32,8 @@ def check_energy(objective: str, energy: EnergyProfile | None) -> None:
 def joules_per_step(ways: tuple[Way, ...], energy: EnergyProfile) -> Floats:
     """Joules of an optimizer step of each way, on all its devices; infinite where not known.
 
-    Between measured sizes joules lie on a line, and beyond them nothing is known. What devices
-    draw while gradients are added up is not in it.
+    Between measured sizes they are interpolated as seconds are, and beyond them nothing is known.
+    What devices draw while gradients are added up is not in it.
 
     Example:
         Three joules at 8 and five at 16; two devices take two passes of 12 each, then 32:
@@ -46,7 +47,7 @@ def joules_per_step(ways: tuple[Way, ...], energy: EnergyProfile) -> Floats:
         >>> joules_per_step(ways, energy).tolist()
         [16.0, inf]
     """
-    return _never_falling(energy) @ _basis(ways, energy) * _passes(ways) + _unknown(ways, energy)
+    return _joules_per_pass(ways, energy, 1.0) * _passes(ways) + _unknown(ways, energy)
 
 
 def draw_energies(
@@ -62,22 +63,25 @@ def draw_energies(
     """
     spread = np.array([np.log(max(p.high / p.low, 1.0)) for p in energy.points])
     errors = generator.standard_normal((len(critical), len(spread))) * spread / _NORMAL_95
-    joules = (_never_falling(energy) * np.exp(errors)) @ _basis(ways, energy) * _passes(ways)
+    joules = _joules_per_pass(ways, energy, np.exp(errors)) * _passes(ways)
     sizes = np.array([way.batch_size for way in ways], dtype=float)
     return (1 + critical[:, None] / sizes) * joules + _unknown(ways, energy)
 
 
-def _never_falling(energy: EnergyProfile) -> Floats:
-    """Joules at the measured sizes, less what other work on the machine added to some."""
-    joules = np.array([point.joules_per_step for point in energy.points])
-    return np.minimum.accumulate(joules[::-1])[::-1]
+def _joules_per_pass(
+    ways: tuple[Way, ...], energy: EnergyProfile, factors: Floats | float
+) -> Floats:
+    """Joules of one pass of each way, less what other work added; beyond the ends, those there.
 
-
-def _basis(ways: tuple[Way, ...], energy: EnergyProfile) -> Floats:
-    """Interpolation as a matrix, shape [points, ways]."""
-    sizes = [point.batch_size for point in energy.points]
-    micros = [way.micro_batch_size for way in ways]
-    return np.array([np.interp(micros, sizes, unit) for unit in np.eye(len(sizes))])
+    Args:
+        ways: Candidates.
+        energy: Measured.
+        factors: Of the joules at the measured sizes, shape [draws, points].
+    """
+    sizes = np.array([point.batch_size for point in energy.points], dtype=float)
+    joules = never_falling([point.joules_per_step for point in energy.points])
+    micros = np.array([way.micro_batch_size for way in ways], dtype=float)
+    return interpolate(sizes, joules * factors, np.clip(micros, sizes[0], sizes[-1]))
 
 
 def _passes(ways: tuple[Way, ...]) -> Floats:

@@ -6,6 +6,7 @@ step = accumulation_steps x (seconds(micro) - optimizer) + optimizer + all-reduc
 import numpy as np
 from numpy.typing import NDArray
 
+from rightbatch.hardware.step_curve import StepCurve
 from rightbatch.results import Communication, ThroughputProfile
 
 Floats = NDArray[np.float64]
@@ -88,10 +89,10 @@ def optimizer_seconds(throughput: ThroughputProfile) -> float:
     """
     if throughput.shares is None:
         return 0.0
-    sizes = [point.batch_size for point in throughput.points]
-    steps = [point.step_seconds for point in throughput.points]
-    measured = float(np.interp(throughput.shares.batch_size, sizes, steps))
-    return min(throughput.shares.optimizer * measured, float(never_falling(throughput)[0]))
+    curve = StepCurve.computing(throughput.points)
+    size = min(max(throughput.shares.batch_size, curve.sizes[0]), curve.sizes[-1])
+    measured, *_ = curve.at(size)
+    return min(throughput.shares.optimizer * measured, float(pass_curve(throughput).seconds[0]))
 
 
 def accumulated(passes: Floats, accumulation_steps: Floats, optimizer: float) -> Floats:
@@ -106,17 +107,6 @@ def accumulated(passes: Floats, accumulation_steps: Floats, optimizer: float) ->
     return accumulation_steps * np.maximum(passes - optimizer, 0.0) + optimizer
 
 
-def pass_seconds(throughput: ThroughputProfile, micro_batch_sizes: list[int]) -> Floats:
-    """Seconds of one pass at each size: linear between measured sizes, never beyond them."""
-    sizes = [point.batch_size for point in throughput.points]
-    return np.interp(micro_batch_sizes, sizes, never_falling(throughput))
-
-
-def never_falling(throughput: ThroughputProfile) -> Floats:
-    """Seconds of one pass at the measured sizes, without what a busy machine added to some.
-
-    A smaller batch takes no longer than a larger one, and a busy machine only ever adds: so a
-    size is at most as slow as every larger one was.
-    """
-    totals = np.array([point.total_seconds for point in throughput.points])
-    return np.minimum.accumulate(totals[::-1])[::-1]
+def pass_curve(throughput: ThroughputProfile) -> StepCurve:
+    """Seconds of one pass: what a training loop pays, loading included, never falling."""
+    return StepCurve.training(throughput.points)
