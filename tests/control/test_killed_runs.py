@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rightbatch import (
@@ -40,11 +41,17 @@ def wants_more(noise_scale: float) -> float:
 
 
 class Run:
-    """A model with dropout that trains by a controller, with everything that it drives."""
+    """A model with dropout that trains by a controller, with everything that it drives.
+
+    Of the kind "averages" it has BatchNorm and a model average, which follow the batch size.
+    """
 
     def __init__(self, *, kind: str = "table", workers: int = 0, rank: int | None = None) -> None:
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+        self.has_averages = has_averages = kind == "averages"
+        middle = nn.BatchNorm1d(8) if has_averages else nn.ReLU()
+        model = nn.Sequential(nn.Linear(4, 8), middle, nn.Dropout(0.3), nn.Linear(8, 3))
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
         if rank is not None:
             torch.manual_seed(rank)  # each rank its own dropout
         self.model = model if rank is None else DistributedDataParallel(model)
@@ -57,6 +64,7 @@ class Run:
             self.real.__enter__()
         schedules = {
             "table": BatchSizeSchedule.parse("0:8 40:16 100:32"),
+            "averages": BatchSizeSchedule.parse("0:8 40:16 100:32"),
             "seesaw": BatchSizeSchedule.seesaw(8, 2, [40, 100], max_batch_size=16),
             "monitor": BatchSizeSchedule.noise(
                 8, max_batch_size=32, dwell_examples=20, policy=wants_more
@@ -64,7 +72,13 @@ class Run:
             "noise": BatchSizeSchedule.noise(8, max_batch_size=32, dwell_examples=20),
         }
         world_size = 1 if rank is None else 2
-        self.sampler = BatchSizeSampler(EXAMPLES, 8, rank=rank or 0, world_size=world_size)
+        self.sampler = BatchSizeSampler(
+            EXAMPLES,
+            8,
+            rank=rank or 0,
+            world_size=world_size,
+            drop_last=has_averages,  # BatchNorm cannot normalise the one example left for a rank
+        )
         generator = torch.Generator().manual_seed(7)
         inputs = torch.randn(EXAMPLES, 4, generator=generator, dtype=torch.float64)
         data = TensorDataset(inputs, inputs[:, :3].argmax(1))
@@ -74,8 +88,10 @@ class Run:
             self.optimizer,
             schedules[kind],
             sampler=self.sampler,
-            max_micro_batch_size=5,
+            max_micro_batch_size=None if has_averages else 5,
             scheduler=self.scheduler,
+            model=self.model if has_averages else None,
+            model_ema=self.ema if has_averages else None,
             monitor={"noise": self.monitor, "monitor": self.real}.get(kind),
             log=self.logged.append,
         )
@@ -88,6 +104,8 @@ class Run:
                     (weight * F.cross_entropy(self.model(inputs), labels)).backward()
                     self.real.observe(len(labels), factor=weight)
                 self.optimizer.step()
+                if self.has_averages:
+                    self.ema.update_parameters(getattr(self.model, "module", self.model))
                 # A noise scale that is known by the count, as a resumed monitor's is.
                 self.monitor.measures(8.0 + self.controller.examples_seen / 4)
                 self.controller.step(len(batch[1]))
@@ -101,6 +119,7 @@ class Run:
             "optimizer": self.optimizer,
             "scheduler": self.scheduler,
             "monitor": self.real,
+            "ema": self.ema,
         }
 
     def saved(self) -> io.BytesIO:
@@ -118,8 +137,13 @@ class Run:
         torch.set_rng_state(state["random"])
 
     def end(self) -> tuple[list[Tensor], tuple[Move, ...], float, Any]:
-        weights = [parameter.detach().clone() for parameter in self.model.parameters()]
-        return weights, self.controller.moves, rate(self.optimizer), self.scheduler.base_lrs
+        ended = [*self.model.state_dict().values(), *self.ema.state_dict().values()]
+        return (
+            [tensor.clone() for tensor in ended],
+            self.controller.moves,
+            rate(self.optimizer),
+            self.scheduler.base_lrs,
+        )
 
 
 def ends_alike(
@@ -152,7 +176,7 @@ def ends_alike(
     [list, pytest.param(reversed, marks=pytest.mark.slow)],
     ids=["in turn", "backwards"],
 )
-@pytest.mark.parametrize("kind", ["table", "seesaw", "noise", "monitor"])
+@pytest.mark.parametrize("kind", ["table", "seesaw", "noise", "monitor", "averages"])
 def test_a_run_killed_at_any_step_ends_as_it_would_have(
     kind: str, order: Callable[[list[str]], Any]
 ) -> None:
@@ -172,6 +196,6 @@ def killed_ranks(rank: int, kind: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["table", "seesaw", "noise"])
+@pytest.mark.parametrize("kind", ["table", "seesaw", "noise", "averages"])
 def test_killed_on_two_ranks(kind: str) -> None:
     assert on_two_ranks(killed_ranks, kind) == [True, True]

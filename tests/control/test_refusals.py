@@ -86,7 +86,7 @@ def test_another_schedule_is_refused_and_changes_nothing() -> None:
 
 def test_a_state_of_another_version_is_refused() -> None:
     controller = controlled(BatchSizeSchedule.parse("0:8"))
-    with pytest.raises(ValueError, match="version 1, got 0"):
+    with pytest.raises(ValueError, match="version 2, got 0"):
         controller.load_state_dict({**controller.state_dict(), "version": 0})
 
 

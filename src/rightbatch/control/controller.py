@@ -16,20 +16,22 @@ from dataclasses import asdict
 from typing import Any, Protocol, final
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from rightbatch._comm import Comm, default_comm
 from rightbatch.batches import BatchSizeSchedule, Decision, micro_batches
 from rightbatch.batches.sizes import check_whole
 from rightbatch.control.accumulation import accumulation_for, share_of_units
+from rightbatch.control.averages import RunningAverages
 from rightbatch.control.evidence import Agreed, Evidence, Monitor
+from rightbatch.control.following import Following
 from rightbatch.control.moves import Move, Waiting, move_from_state, waiting_from_state
 from rightbatch.lr import ExampleLR
-from rightbatch.scaling import ScalingReport, scale_hyperparameters
-from rightbatch.scaling.attached import write_number
 from rightbatch.scaling.move import AutoRule
+from rightbatch.task.data import examples_in
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 
 class Loader(Protocol):
@@ -56,13 +58,14 @@ class BatchSizeController:
     ``chunk_size`` makes that at once.
 
     The traps: start with hyperparameters that suit the schedule's first size. Save the states of
-    model, optimizer, sampler, scheduler and monitor beside the controller's, which holds none of
-    them. A pass over the loader that is left early drops batches that a move may wait for.
+    model, optimizer, sampler, scheduler, monitor and model average beside the controller's, which
+    holds none of them, only how fast running averages forget. A pass over the loader that is left
+    early drops batches that a move may wait for.
 
     Args:
         optimizer: Its hyperparameters are scaled by `rightbatch.scale_hyperparameters`.
         schedule: Says the size. Where it says the rate too (`BatchSizeSchedule.smith` and
-            ``seesaw``), the rate alone is set and nothing else is scaled.
+            ``seesaw``), the rate alone is set and nothing else of the optimizer is scaled.
         sampler: A `BatchSizeSampler` or `rightbatch.batches.Regrouped`, made with a number as its
             batch size; it is set at once to the schedule's. ``None``: the loop loads as many
             examples as `batch_size` says, by itself.
@@ -75,17 +78,24 @@ class BatchSizeController:
         noise_scale: In examples, measured before; the monitor's takes its place once resolved.
         critical_batch_size: As of `rightbatch.scale_hyperparameters`.
         edge: The largest stable learning rate, as of `rightbatch.scale_hyperparameters`.
+        model: Whose BatchNorm layers shall keep the memory of running statistics in examples.
+            They are updated once per forward pass, so it is the micro-batch that they follow.
+        model_ema: torch's ``AveragedModel`` with an exponential average, or any object with a
+            ``decay``: its half-life in examples is kept. Update it yourself, once a step.
         comm: The ranks. Default: the process group that is initialised, if any.
         log: Called with every `Move`, on every rank.
 
     Attributes:
         batch_size: Examples of the next optimizer step over all devices.
+        accumulation_steps: Micro-batches of one device in it.
+        micro_batch_size: Examples of one device in each of them.
         examples_seen: Since training began, over all devices.
         moves: All of them so far.
 
     Raises:
         ValueError: If a size of the schedule cannot be shared out or accumulated (the nearest
-            valid sizes are named), the sampler cannot supply it, or a rule cannot be applied.
+            valid sizes are named), the sampler cannot supply it, a rule cannot be applied, or the
+            decay of ``model_ema`` cannot be set.
         TypeError: If the scheduler counts steps instead of examples.
 
     Example:
@@ -114,53 +124,46 @@ class BatchSizeController:
         noise_scale: float | None = None,
         critical_batch_size: float | None = None,
         edge: float | None = None,
+        model: nn.Module | None = None,
+        model_ema: Any = None,
         comm: Comm | None = None,
         log: Callable[[Move], Any] | None = None,
     ) -> None:
         if max_micro_batch_size is not None:
             check_whole("max_micro_batch_size", max_micro_batch_size)
-        _check_scheduler(scheduler)
-        self._optimizer, self._schedule, self._sampler = optimizer, schedule, sampler
-        self._scheduler, self._log = scheduler, log
-        self._noise_scale, self._most = noise_scale, max_micro_batch_size
-        self._scaling: dict[str, Any] = {
-            "rule": rule,
-            "critical_batch_size": critical_batch_size,
-            "edge": edge,
-            "scheduler": scheduler,
-        }
+        self._schedule, self._sampler, self._scheduler = schedule, sampler, scheduler
+        self._most, self._log = max_micro_batch_size, log
         self._comm = default_comm() if comm is None else comm
         self._evidence = Evidence(monitor, self._comm)
         self.examples_seen = 0 if sampler is None else sampler.examples_seen
         self.moves: tuple[Move, ...] = ()
         self._waiting: Waiting | None = None
+        self._schedule.within(multiple_of=self._comm.world_size)
         first = schedule.size_at(self.examples_seen)
-        self.batch_size, self._rate_factor = first.batch_size, first.rate_factor
+        self._take_size(first.batch_size, *self._cut_of(first.batch_size))
+        options = {
+            "rule": rule,
+            "noise_scale": noise_scale,
+            "critical_batch_size": critical_batch_size,
+            "edge": edge,
+        }
+        averages = RunningAverages(model, model_ema, self.batch_size, self.micro_batch_size)
+        self._following = Following(optimizer, scheduler, averages, options)
+        self._following.rate_factor = first.rate_factor
         self._try_every_size()
 
     def _try_every_size(self) -> None:
         """Refuse now what would fail hours into the run; the sampler ends at the present size."""
-        self._schedule.within(multiple_of=self._comm.world_size)
         for size in self._schedule.sizes:
-            accumulation_for(size, self._comm.world_size, self._most)
+            self._cut_of(size)
             if self._sampler is not None:
                 self._sampler.set_batch_size(size)
-            if self._rate_factor is None:
-                self._scale(size, None, dry_run=True)
+            if self._following.rate_factor is None:
+                self._following.try_size(self.batch_size, size)
         if self._sampler is not None:
             self._sampler.set_batch_size(self.batch_size)
 
     # What the loop asks.
-
-    @property
-    def accumulation_steps(self) -> int:
-        """Micro-batches of one device in the next optimizer step."""
-        return accumulation_for(self.batch_size, self._comm.world_size, self._most)
-
-    @property
-    def micro_batch_size(self) -> int:
-        """Examples of one device in each of them."""
-        return self.batch_size // (self.accumulation_steps * self._comm.world_size)
 
     def micro_batches(
         self, batch: Any, *, units: Callable[[Any], float] | None = None
@@ -190,11 +193,17 @@ class BatchSizeController:
             >>> [weight for _, weight in controller.micro_batches(tokens, units=count)]
             [0.5, 0.5]
         """
-        parts = list(micro_batches(batch, self.micro_batch_size))
+        parts = self._parts(batch)
         counts = [count if units is None else float(units(part)) for part, count in parts]
         total = self._agreed(math.fsum(counts))
         for (part, _), count in zip(parts, counts, strict=True):
             yield part, self.weight(count, total)
+
+    def _parts(self, batch: Any) -> list[tuple[Any, int]]:
+        count = examples_in(batch)
+        if count and count <= self.micro_batch_size:
+            return [(batch, count)]  # as it is: most runs never accumulate, and pay for no cut
+        return list(micro_batches(batch, self.micro_batch_size))
 
     def weight(self, units: float, total_units: float) -> float:
         """Return what to multiply the mean loss of a micro-batch by.
@@ -280,23 +289,22 @@ class BatchSizeController:
             lag = self._sampler.set_batch_size(decision.batch_size) or 0
         if lag:
             self._waiting = Waiting(decision, lag)
-        elif (decision.batch_size, decision.rate_factor) != (self.batch_size, self._rate_factor):
+        elif (
+            decision.batch_size != self.batch_size
+            or decision.rate_factor != self._following.rate_factor
+        ):
             self._move(decision, noise)
 
     def _move(self, decision: Decision, noise: Agreed | None) -> None:
-        before, size = self.batch_size, decision.batch_size
-        if decision.rate_factor is None:
-            report = self._scale(size, noise)
-            scaling, valid = str(report), report.valid
-        else:
-            ratio = decision.rate_factor / (self._rate_factor or 1.0)
-            self._multiply_rates(ratio)
-            scaling, valid = f"the schedule says the rate: times {ratio:.4g}, nothing else", None
-        self.batch_size, self._rate_factor = size, decision.rate_factor
+        before, cut = self.batch_size, self._cut_of(decision.batch_size)
+        scaling, valid = self._following.move(
+            before, decision, cut[1], None if noise is None else noise.noise_scale
+        )
+        self._take_size(decision.batch_size, *cut)
         move = Move(
             examples_seen=self.examples_seen,
             from_batch_size=before,
-            to_batch_size=size,
+            to_batch_size=self.batch_size,
             micro_batch_size=self.micro_batch_size,
             accumulation_steps=self.accumulation_steps,
             reason=decision.reason,
@@ -307,24 +315,15 @@ class BatchSizeController:
         if self._log is not None:
             self._log(move)
 
-    def _scale(self, size: int, noise: Agreed | None, *, dry_run: bool = False) -> ScalingReport:
-        return scale_hyperparameters(
-            self._optimizer,
-            self.batch_size,
-            size,
-            noise_scale=self._noise_scale if noise is None else noise.noise_scale,
-            dry_run=dry_run,
-            **self._scaling,
-        )
+    def _cut_of(self, batch_size: int) -> tuple[int, int]:
+        """Return the accumulation steps and the micro-batch size of a batch size."""
+        devices = self._comm.world_size
+        steps = accumulation_for(batch_size, devices, self._most)
+        return steps, batch_size // (steps * devices)
 
-    def _multiply_rates(self, ratio: float) -> None:
-        if self._scheduler is not None:
-            self._scheduler.scale(ratio)
-            return
-        for group in self._optimizer.param_groups:
-            for name in ("lr", "initial_lr"):
-                if name in group:
-                    write_number(group, name, float(group[name]) * ratio)
+    def _take_size(self, batch_size: int, accumulation_steps: int, micro_batch_size: int) -> None:
+        self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
+        self.accumulation_steps = accumulation_steps
 
     def _agreed(self, value: float) -> float:
         if self._comm.world_size == 1:
@@ -340,7 +339,8 @@ class BatchSizeController:
             "schedule": self._schedule.state_dict(),
             "examples_seen": self.examples_seen,
             "batch_size": self.batch_size,
-            "rate_factor": self._rate_factor,
+            "rate_factor": self._following.rate_factor,
+            "averages": self._following.averages.state_dict(),
             "waiting": None if self._waiting is None else asdict(self._waiting),
             "moves": [asdict(move) for move in self.moves],
         }
@@ -360,20 +360,16 @@ class BatchSizeController:
                 f"`state` must be of version {_STATE_VERSION}, got {state.get('version')!r}. "
                 "It was saved by another release: begin a new run."
             )
+        self._following.averages.check_state(state["averages"])
         self._schedule.load_state_dict(state["schedule"])
-        self.examples_seen, self.batch_size = state["examples_seen"], state["batch_size"]
-        self._rate_factor = state["rate_factor"]
+        self.examples_seen = state["examples_seen"]
+        self._take_size(state["batch_size"], *self._cut_of(state["batch_size"]))
+        self._following.rate_factor = state["rate_factor"]
+        self._following.averages.load_state_dict(
+            state["averages"], self.batch_size, self.micro_batch_size
+        )
         self._waiting = waiting_from_state(state["waiting"])
         self.moves = tuple(move_from_state(move) for move in state["moves"])
         if self._sampler is not None:
             coming = self if self._waiting is None else self._waiting.decision
             self._sampler.set_batch_size(coming.batch_size)
-
-
-def _check_scheduler(scheduler: Any) -> None:
-    if scheduler is not None and not isinstance(scheduler, ExampleLR):
-        raise TypeError(
-            f"`scheduler` must be a rightbatch.ExampleLR, got {type(scheduler).__name__}. "
-            "Schedulers of torch count steps, and how many an epoch has changes with the batch: "
-            "read yours by rightbatch.lr.FromTorch."
-        )

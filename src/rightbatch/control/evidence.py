@@ -54,7 +54,7 @@ class Evidence:
 
     def __init__(self, monitor: Monitor | None, comm: Comm) -> None:
         self._monitor, self._comm = monitor, comm
-        self._known: Noise | None = None
+        self._known: Agreed | None = None  # by this rank
         self._measured = 0  # steps that it rests on
 
     def noise(self) -> Agreed | None:
@@ -65,17 +65,21 @@ class Evidence:
         """
         if self._monitor is None:
             return None
-        numbers = self._own(self._monitor) if self._comm.rank == 0 else [0.0] * 5
+        own = self._own(self._monitor) if self._comm.rank == 0 else None
+        return own if self._comm.world_size == 1 else self._heard(own)
+
+    def _own(self, monitor: Monitor) -> Agreed | None:
+        measured = monitor.averages.measured
+        if measured != self._measured:  # the result costs more than a step of the controller
+            noise, self._measured = monitor.result(), measured
+            scale = noise.noise_scale
+            self._known = None if scale is None else Agreed(scale, noise.low, noise.high)
+        return self._known
+
+    def _heard(self, own: Agreed | None) -> Agreed | None:
+        numbers = [0.0] * 5
+        if own is not None:
+            numbers = [1.0, own.noise_scale, own.low, float(own.high is not None), own.high or 0.0]
         agreed = self._comm.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
         is_resolved, noise_scale, low, is_bounded, high = agreed
         return Agreed(noise_scale, low, high if is_bounded else None) if is_resolved else None
-
-    def _own(self, monitor: Monitor) -> list[float]:
-        measured = monitor.averages.measured
-        if measured != self._measured:  # the result costs more than a step of the controller
-            self._known, self._measured = monitor.result(), measured
-        known = self._known
-        if known is None or known.noise_scale is None:
-            return [0.0] * 5
-        is_bounded = known.high is not None
-        return [1.0, known.noise_scale, known.low, float(is_bounded), known.high or 0.0]
