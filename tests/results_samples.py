@@ -6,6 +6,7 @@ from typing import Any
 
 from rightbatch.results import (
     Candidate,
+    Change,
     Communication,
     CriticalBatchSize,
     Current,
@@ -31,6 +32,7 @@ from rightbatch.results import (
     TaskFacts,
     ThroughputPoint,
     ThroughputProfile,
+    Validity,
     WorkerPoint,
 )
 
@@ -199,6 +201,11 @@ def full() -> Results:
             devices=1,
             learning_rate=0.1,
             hyperparameters={"lr": 0.1},
+            changes=(
+                Change(
+                    parameter="beta2", before=0.999, after=0.98, why="", validity=Validity.OUTSIDE
+                ),
+            ),
             low=64,
             high=None,
             objective="time",

@@ -5,28 +5,16 @@ by Ctrl-C; after each, every bit of the world must be as it was.
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any
 
 import pytest
 
 import rightbatch as rb
 from rightbatch.errors import TaskError
 from rightbatch.task import Task
+from tests.clocks import TickingClock
 from tests.laws import assert_same_world, assert_world_unchanged, snapshot
 from tests.zoo import REFUSED, WORKING, Specimen
-
-
-@final
-class TickingClock:
-    """Every look at it takes a millisecond, so that a run is the same every time."""
-
-    def __init__(self) -> None:
-        self._looks = 0
-
-    def __call__(self) -> float:
-        """Return the seconds."""
-        self._looks += 1
-        return self._looks / 1000
 
 
 def noise(task: Task) -> Any:

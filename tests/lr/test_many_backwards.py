@@ -213,7 +213,7 @@ def test_parameters_outside_of_the_model_are_refused() -> None:
 
 def refused(rank: int) -> str:
     model = nn.parallel.DistributedDataParallel(network())
-    with pytest.raises(rb.TaskError) as found:
+    with pytest.raises(rb.TaskError, match="got one that 2 ranks train together") as found:
         stepped(model, sgd(0.1), 2)
     return str(found.value)
 

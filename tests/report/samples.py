@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from rightbatch.results import (
     Candidate,
+    Change,
     CriticalBatchSize,
     Current,
     GeometryNoise,
@@ -23,6 +24,7 @@ from rightbatch.results import (
     TaskFacts,
     ThroughputPoint,
     ThroughputProfile,
+    Validity,
 )
 
 GIB = 2**30
@@ -245,6 +247,12 @@ def candidates(
     )
 
 
+def _change(
+    name: str, before: float, after: float, why: str, validity: Validity = Validity.HOLDS
+) -> Change:
+    return Change(parameter=name, before=before, after=after, why=why, validity=validity)
+
+
 PLAN = Plan(
     batch_size=256,
     micro_batch_size=256,
@@ -269,6 +277,10 @@ PLAN = Plan(
         "The learning rate won a race of 5 rates at this batch size.",
     ),
     status=Status.TIE,
+    changes=(
+        _change("lr", 0.02, 0.06, "won a race of 5 rates at this batch size"),
+        _change("momentum", 0.5, 0.5, "kept: its half-life in steps"),
+    ),
 )
 
 FULL = Results(
@@ -430,7 +442,13 @@ FOUR_DEVICES = replace(
         accumulation_steps=2,
         devices=4,
         learning_rate=2.8e-3,
-        hyperparameters={"lr": 2.8e-3, "beta1": 0.81, "beta2": 0.998, "eps": 1e-8},
+        hyperparameters={"lr": 2.8e-3, "beta1": 0.9, "beta2": 0.984, "eps": 2.5e-9},
+        changes=(
+            _change("lr", 1e-3, 2.8e-3, "won a race of 5 rates at this batch size"),
+            _change("beta1", 0.9, 0.9, "kept: the sizes are too far apart"),
+            _change("beta2", 0.999, 0.984, "half-life kept in examples"),
+            _change("eps", 1e-8, 2.5e-9, "same share of the root", Validity.OUTSIDE),
+        ),
         low=512,
         high=2048,
         objective="cost",

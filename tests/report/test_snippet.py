@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rightbatch.plan import plan
 from rightbatch.report.snippet import next_steps
 from rightbatch.results import Results
 from tests.report import samples
@@ -50,3 +51,25 @@ def test_loader_gets_micro_batches_and_the_loop_the_rest():
 
 def test_there_is_no_code_without_a_plan():
     assert next_steps(samples.ONLY_MEMORY) == ()
+
+
+def test_the_pasted_lines_set_what_the_plan_says_of_adamw():
+    hyperparameters = {"lr": 0.02, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
+    task = replace(samples.TASK, optimizer="AdamW", hyperparameters=hyperparameters, batch_size=64)
+    made = plan(replace(samples.FULL, task=task))
+    assert made.batch_size == 256
+    lines = next_steps(replace(samples.FULL, task=task, plan=made))
+    begin = next(i for i, line in enumerate(lines) if line.startswith("for group"))
+    end = next(
+        i for i in range(begin + 1, len(lines) + 1) if not lines[i : i + 1] or lines[i][0] != " "
+    )
+    optimizer = torch.optim.AdamW(
+        [torch.ones(1, requires_grad=True)], lr=0.02, betas=(0.9, 0.99), weight_decay=0.1
+    )
+    exec("\n".join(lines[begin:end]), {"optimizer": optimizer})
+    group = optimizer.param_groups[0]
+    first, second = group["betas"]
+    pasted = {"lr": group["lr"], "beta1": first, "beta2": second}
+    pasted |= {name: group[name] for name in ("eps", "weight_decay")}
+    assert pasted == pytest.approx(made.hyperparameters, rel=1e-3)
+    assert pasted["beta2"] == pytest.approx(0.99**4, rel=1e-5)

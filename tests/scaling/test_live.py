@@ -545,3 +545,43 @@ def test_an_optimizer_without_a_rate_is_refused(rate: float | None) -> None:
     optimizer.param_groups[1]["lr"] = rate
     with pytest.raises(ValueError, match="group 1 of the optimizer must have a finite"):
         rb.scale_hyperparameters(optimizer, 8, 16)
+
+
+def test_a_given_rate_is_set_and_the_next_move_starts_from_it() -> None:
+    """The race's rate at 32 examples is right there; 128 by the square-root rule is twice that."""
+    optimizer = torch.optim.AdamW(
+        [{"params": [torch.ones(1, requires_grad=True)], "lr": lr} for lr in (0.01, 0.03)],
+        weight_decay=0.1,
+    )
+    report = rb.scale_hyperparameters(optimizer, 8, 32, learning_rate=0.05, noise_scale=1e4)
+    first, second = optimizer.param_groups
+    assert (first["lr"], second["lr"]) == (pytest.approx(0.05), pytest.approx(0.15))
+    assert first["weight_decay"] == pytest.approx(0.2)  # as by the rule, whose rate is twice 0.01
+    rate = next(c for c in report.changes if c.parameter == "lr" and c.group == 0)
+    assert (rate.why, rate.validity.value) == ("given, not by a rule", "yes")
+    rb.scale_hyperparameters(optimizer, 32, 128, noise_scale=1e4)
+    assert (first["lr"], second["lr"]) == (pytest.approx(0.1), pytest.approx(0.3))
+    assert first["betas"][1] == pytest.approx(0.999**16)
+    rb.scale_hyperparameters(optimizer, 128, 32, noise_scale=1e4)
+    assert first["lr"] == pytest.approx(0.05)
+
+
+def test_a_given_rate_moves_a_scheduler_too_and_is_cut_by_the_edge() -> None:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.01)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    optimizer.step()
+    scheduler.step()
+    move = {"learning_rate": 0.4, "edge": 0.3, "scheduler": scheduler}
+    report = rb.scale_hyperparameters(optimizer, 8, 32, **move)
+    assert scheduler.base_lrs == [pytest.approx(0.3)]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.15)
+    assert not report.valid
+    assert "the given rate is 0.4, above the measured edge of 0.3" in report.warnings[0]
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan")])
+def test_a_given_rate_that_is_none_is_refused(rate: float) -> None:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.01)
+    with pytest.raises(ValueError, match="`learning_rate` must be positive, got"):
+        rb.scale_hyperparameters(optimizer, 8, 32, learning_rate=rate)
+    assert optimizer.param_groups[0]["lr"] == 0.01

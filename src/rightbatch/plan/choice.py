@@ -11,8 +11,9 @@ from rightbatch.plan.inputs import Inputs, sort_results
 from rightbatch.plan.options import PlanOptions, check_options, check_today
 from rightbatch.plan.rates import suggest_learning_rate
 from rightbatch.plan.reasons import Decision, Speedup, explain, warn
+from rightbatch.plan.settings import settings_at
 from rightbatch.plan.weigh import Weighed, list_candidates, near_best, weigh
-from rightbatch.results import CriticalBatchSize, Current, Plan, Status, TaskFacts
+from rightbatch.results import CriticalBatchSize, Current, Plan, Status
 
 # What is worth saying of the critical batch size is worth saying of the plan.
 _DOUBTFUL = (Status.UNRESOLVED, Status.AT_LEAST, Status.DIVERGED, Status.NOT_DETERMINED)
@@ -113,6 +114,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     rate, rate_source = suggest_learning_rate(
         inputs, way.batch_size, critical=float(np.median(weighed.critical))
     )
+    settings = settings_at(inputs, way.batch_size, rate, rate_source)
     decision = Decision(
         chosen=way,
         row=candidates[front.chosen],
@@ -132,7 +134,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         accumulation_steps=way.accumulation_steps,
         devices=way.devices,
         learning_rate=rate,
-        hyperparameters=_with_rate(facts, rate),
+        hyperparameters=settings.hyperparameters,
         low=low,
         high=None if inputs.critical.high is None else high,
         objective=options.objective,
@@ -143,15 +145,11 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         speedup_high=speedup.high,
         reasons=explain(inputs, options, decision),
         status=_status(inputs.critical, decision.tied),
-        warnings=warn(inputs, options, decision),
+        warnings=(*warn(inputs, options, decision), *settings.warnings),
         front=decision.front,
         costs=decision.costs,
+        changes=settings.changes,
     )
-
-
-def _with_rate(facts: TaskFacts | None, rate: float | None) -> dict[str, float]:
-    today = dict(facts.hyperparameters) if facts else {}
-    return today if rate is None else {**today, "lr": rate}
 
 
 def _status(critical: CriticalBatchSize, tied: list[int]) -> Status:

@@ -18,6 +18,7 @@ from rightbatch._format import (
 )
 from rightbatch.report.figures import figures
 from rightbatch.report.front_tables import plan_tables
+from rightbatch.report.settings_table import settings_tables
 from rightbatch.report.snippet import next_steps
 from rightbatch.report.tables import Table, candidates_table, tables
 from rightbatch.report.words import (
@@ -173,7 +174,7 @@ def render_html(results: Results) -> str:
         details=details(plan) if plan else (),
         tiles=_tiles(results, plan) if plan else (),
         candidates=candidates_table(plan) if plan and plan.candidates else None,
-        plan_tables=plan_tables(plan) if plan else (),
+        plan_tables=(*plan_tables(plan), *settings_tables(plan)) if plan else (),
         reasons=results.plan.reasons if results.plan else (),
         warnings=all_warnings(results),
         code="\n".join(next_steps(results)),

@@ -40,18 +40,30 @@ def _loader(plan: Plan) -> tuple[str, ...]:
 
 
 def _optimizer(task: TaskFacts, plan: Plan) -> tuple[str, ...]:
-    """Change the rate in place: every other setting and the groups' ratios stay."""
+    """Change settings in place, so that every other one and the groups' ratios stay."""
     if plan.learning_rate is None:
         return ()
     rate = format_learning_rate(plan.learning_rate)
     if task.learning_rate is None:
         return (f"optimizer = {task.optimizer}(model.parameters(), lr={rate})",)
+    changed = {c.parameter: c for c in plan.changes if c.before != c.after}
+    lines: list[str] = []
     factor = plan.learning_rate / task.learning_rate
-    if f"{factor:.3g}" == "1":
+    if f"{factor:.3g}" != "1":
+        today = format_learning_rate(task.learning_rate)
+        lines.append(f'group["lr"] *= {factor:.4g}  # {today} -> {rate}')
+    if "beta1" in changed or "beta2" in changed:
+        betas = (plan.hyperparameters[name] for name in ("beta1", "beta2"))
+        lines.append(f'group["betas"] = ({", ".join(f"{beta:.6g}" for beta in betas)})')
+    for name, change in changed.items():
+        if name not in ("lr", "beta1", "beta2"):
+            lines.append(f'group["{name}"] *= {change.after / change.before:.4g}')
+    if not lines:
         return ()
-    today = format_learning_rate(task.learning_rate)
-    change = f'for group in optimizer.param_groups: group["lr"] *= {factor:.4g}'
-    return (f"{change}  # {today} -> {rate}",)
+    if len(lines) == 1:
+        return (f"for group in optimizer.param_groups: {lines[0]}",)
+    head = "for group in optimizer.param_groups:  # or: findings.apply(optimizer)"
+    return (head, *(f"    {line}" for line in lines))
 
 
 def _loop(plan: Plan) -> tuple[str, ...]:

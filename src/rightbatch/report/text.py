@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from rightbatch.report.front_tables import plan_tables
+from rightbatch.report.settings_table import settings_sentence
 from rightbatch.report.snippet import next_steps
 from rightbatch.report.tables import Table, candidates_table, tables
 from rightbatch.report.words import (
@@ -68,10 +69,10 @@ def render_text(results: Results, *, width: int = 92) -> str:
 
 
 def _headline(results: Results, width: int) -> list[str]:
-    sentence = headline(results)
+    sentence, plan = headline(results), results.plan
     sentences = [sentence] if sentence else []
-    if results.plan is not None and results.plan.status is not Status.NOTHING_FITS:
-        sentences += details(results.plan)
+    if plan is not None and plan.status is not Status.NOTHING_FITS:
+        sentences = [" ".join([*sentences, *settings_sentence(plan)]), *details(plan)]
     return [line for sentence in sentences for line in _wrapped(sentence, width)]
 
 
@@ -102,7 +103,10 @@ def _with_doubt(finding: Finding, said: set[str]) -> str:
 
 def _tables(results: Results, width: int) -> list[list[str]]:
     if results.plan is not None and results.plan.candidates:
-        made = (candidates_table(results.plan, limit=_MOST_CANDIDATES), *plan_tables(results.plan))
+        made = (
+            candidates_table(results.plan, limit=_MOST_CANDIDATES),
+            *plan_tables(results.plan),
+        )
         return [_table(table, width) for table in made]
     parts = measured(results)
     return [_table(table, width) for table in tables(results, parts[0])] if len(parts) == 1 else []

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rightbatch.results.scaling import Change
 from rightbatch.results.status import Status
 
 
@@ -98,3 +99,4 @@ class Plan:
     warnings: tuple[str, ...] = ()  # what the plan takes for granted, a sentence each
     front: tuple[FrontPoint, ...] = ()  # the cheapest first
     costs: tuple[CostOption, ...] = ()  # where the user named an upfront cost
+    changes: tuple[Change, ...] = ()  # of the optimizer's settings, from today's batch size

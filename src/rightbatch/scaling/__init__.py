@@ -9,7 +9,7 @@ from rightbatch.scaling.families import (
 from rightbatch.scaling.hyperparameters import scaled_hyperparameters
 from rightbatch.scaling.layerwise import LayerwiseReport, check_layerwise_optimizer
 from rightbatch.scaling.learning_rate import ScalingRule, default_rule, scale_learning_rate
-from rightbatch.scaling.live import scale_hyperparameters
+from rightbatch.scaling.live import batch_size_set_for, scale_hyperparameters
 from rightbatch.scaling.report import ScalingReport
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "ScalingReport",
     "ScalingRule",
     "Validity",
+    "batch_size_set_for",
     "check_layerwise_optimizer",
     "default_rule",
     "register_optimizer",

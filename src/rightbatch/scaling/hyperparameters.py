@@ -4,35 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from rightbatch._format import format_learning_rate, format_number
 from rightbatch.results import Change, Validity
 from rightbatch.scaling.families import OptimizerFamily, family_of, similar_names
-from rightbatch.scaling.learning_rate import ScalingRule
 from rightbatch.scaling.move import (
     LARGEST_FIRST_BETA_RATIO,
     AutoRule,
     FirstBetaPolicy,
     MomentumPolicy,
     Move,
-    mismatch,
 )
 from rightbatch.scaling.origins import Origins, fresh_origins
+from rightbatch.scaling.rates import Group, Rates, common_rates, momentum_factor_of, over_examples
 from rightbatch.scaling.report import ScalingReport
-from rightbatch.scaling.settings import decay_over_examples, decoupled_weight_decay, eps_over_root
+from rightbatch.scaling.settings import decoupled_weight_decay, eps_over_root
 
 RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # torch's schedulers keep theirs in the groups
 
 _ROUNDING = 1e-9  # ten times 1 - 0.9 is not quite 1
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """One parameter group as numbers."""
-
-    values: Mapping[str, float]
-    origins: Origins
-    decoupled: bool  # whether its weight decay is outside the gradient
 
 
 @final
@@ -42,18 +30,7 @@ class Moved:
 
     changes: tuple[Change, ...]
     origins: Origins
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """What every group's rates are multiplied by, and why."""
-
-    rule: ScalingRule
-    factor: float  # from the first batch size to the new one, after the cap
-    why: str
-    validity: Validity
-    warnings: tuple[str, ...]
+    rate_ratio: float  # of the learning rate, this move's alone
 
 
 def scaled_hyperparameters(
@@ -66,6 +43,7 @@ def scaled_hyperparameters(
     noise_scale: float | None = None,
     critical_batch_size: float | None = None,
     edge: float | None = None,
+    learning_rate: float | None = None,
     momentum: MomentumPolicy = "keep",
     first_beta: FirstBetaPolicy = "auto",
 ) -> ScalingReport:
@@ -84,6 +62,8 @@ def scaled_hyperparameters(
         noise_scale: Gradient noise scale in examples.
         critical_batch_size: In examples; where given, it takes the place of the noise scale.
         edge: Largest stable learning rate; the new one is never above.
+        learning_rate: What a measurement at the new size gave, in place of the rule's. Weight
+            decay moves as by the rule.
         momentum: As in `rightbatch.scale_hyperparameters`.
         first_beta: As in `rightbatch.scale_hyperparameters`.
 
@@ -108,6 +88,7 @@ def scaled_hyperparameters(
         noise_scale=noise_scale,
         critical_batch_size=critical_batch_size,
         edge=edge,
+        learning_rate=learning_rate,
         momentum=momentum,
         first_beta=first_beta,
     )
@@ -127,50 +108,15 @@ def scaled_hyperparameters(
     return assemble(optimizer, family, move, rates, [group], [moved])
 
 
-def common_rates(groups: Sequence[Group], family: OptimizerFamily | None, move: Move) -> Rates:
-    """Find the one factor of all rates: by the rule, cut where the first group's meets the edge."""
-    first = groups[0]
-    rule = move.resolved(family)
-    origin = first.origins.first_batch_size
-    asked = move.ratio(origin, rule)
-    validity, doubt = move.regime(origin)
-    warnings = [doubt] if doubt else []
-    why = f"{rule} rule"
-    if rule not in ("linear", "sqrt") and move.saturation is not None:
-        why += f" at {format_number(move.saturation)} examples"
-    if origin != move.to_batch_size:
-        if validity is Validity.HOLDS and (family is None or not family.is_derived):
-            validity = Validity.UNCHECKED
-            why += ", tried but not derived for this optimizer"
-        wrong = mismatch(rule, family) if family is not None else ""
-        if wrong:
-            validity = Validity.OUTSIDE
-            warnings.append(wrong)
-    factor = asked
-    # A schedule lowers the rate of now; what the edge has to hold is the rate it started from.
-    peak = first.values.get("initial_lr", first.values["lr"]) / first.origins.rate_factor
-    wanted = peak * asked * _momentum_factor(first, family, move)
-    if move.edge is not None and wanted > move.edge:
-        factor = asked * (move.edge / wanted)
-        validity = Validity.OUTSIDE
-        why += f", cut from {format_learning_rate(wanted)} by the measured edge"
-        warnings.append(
-            f"outside validity: the rule asks for a rate of {format_learning_rate(wanted)}, above "
-            f"the measured edge of {format_learning_rate(move.edge)}, to which it is cut. Expect "
-            "less of the larger batch than the rule promises."
-        )
-    return Rates(rule=rule, factor=factor, why=why, validity=validity, warnings=tuple(warnings))
-
-
 def moved_group(group: Group, family: OptimizerFamily | None, move: Move, rates: Rates) -> Moved:
     """Move every setting of one group."""
-    momentum_factor = _momentum_factor(group, family, move)
+    momentum_factor = momentum_factor_of(group, family, move)
     total = rates.factor * momentum_factor
     changes = [_rate(name, group, total, rates) for name in RATES if name in group.values]
     if family is not None:
         changes += _averages(group, family, move)
         changes += _eps(group, family, move)
-        changes += _weight_decay(group, move, total)
+        changes += _weight_decay(group, move, total, rates)
     origins = replace(
         group.origins,
         batch_size=move.to_batch_size,
@@ -179,9 +125,12 @@ def moved_group(group: Group, family: OptimizerFamily | None, move: Move, rates:
         settings={
             c.parameter: replace(group.origins.of(c.parameter, c.before), last=c.after)
             for c in changes
+            # A given rate is where the next move starts from, as one that the user sets.
+            if rates.retuned is None or c.parameter not in RATES
         },
     )
-    return Moved(changes=tuple(changes), origins=origins)
+    ratio = total / group.origins.rate_factor * (rates.retuned or 1.0)
+    return Moved(changes=tuple(changes), origins=origins, rate_ratio=ratio)
 
 
 def assemble(
@@ -197,7 +146,7 @@ def assemble(
     if family is None:
         near = similar_names(optimizer)
         warnings.append(
-            f"{optimizer} is of unknown kind: only its rate was scaled, by the {rates.rule} rule. "
+            f"{optimizer} is of unknown kind: only its rate was scaled ({rates.why}). "
             "Say what its settings are with rightbatch.scaling.register_optimizer"
             + (f"; {', '.join(near)} are known." if near else ".")
         )
@@ -218,23 +167,9 @@ def _rate(name: str, group: Group, total: float, rates: Rates) -> Change:
     now = group.values[name]
     origin = group.origins.of(name, now)
     after = origin.value * (total / origin.rate_factor)
+    if rates.retuned is not None:
+        after *= rates.retuned
     return Change(parameter=name, before=now, after=after, why=rates.why, validity=rates.validity)
-
-
-def _momentum_factor(group: Group, family: OptimizerFamily | None, move: Move) -> float:
-    """Keep ``lr / (1 - momentum)`` on the rule, where the momentum moves."""
-    applied = group.origins.momentum_factor
-    name = family.momentum if family is not None else None
-    if name is None or not group.values.get(name) or move.momentum == "keep":
-        return applied
-    now = group.values[name]
-    after = _over_examples(group, name, move)
-    return applied if after == now else applied * (1 - after) / (1 - now)
-
-
-def _over_examples(group: Group, name: str, move: Move) -> float:
-    origin = group.origins.of(name, group.values[name])
-    return decay_over_examples(origin.value, move.to_batch_size / origin.batch_size)
 
 
 def _averages(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Change]:
@@ -263,7 +198,7 @@ def _average(group: Group, name: str, move: Move, *, why: str) -> Change:
     return Change(
         parameter=name,
         before=group.values[name],
-        after=_over_examples(group, name, move),
+        after=over_examples(group, name, move),
         why=why,
         validity=_memory(group, name, move),
     )
@@ -308,7 +243,7 @@ def _eps(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Change]:
     )
 
 
-def _weight_decay(group: Group, move: Move, total: float) -> Iterator[Change]:
+def _weight_decay(group: Group, move: Move, total: float, rates: Rates) -> Iterator[Change]:
     if not group.values.get("weight_decay"):
         return
     if not group.decoupled:
@@ -323,7 +258,8 @@ def _weight_decay(group: Group, move: Move, total: float) -> Iterator[Change]:
             move.to_batch_size / origin.batch_size,
             total / origin.rate_factor,
         ),
-        why="same time scale in examples: times the batch's ratio, over the rate's",
+        why="same time scale in examples: times the batch's ratio, over the rate's"
+        + (" by the rule" if rates.retuned is not None else ""),
         validity=Validity.HOLDS,
     )
 

@@ -17,9 +17,10 @@ from rightbatch.scaling.attached import (
     write_number,
 )
 from rightbatch.scaling.families import OptimizerFamily, family_of, is_decoupled
-from rightbatch.scaling.hyperparameters import Group, Moved, assemble, common_rates, moved_group
+from rightbatch.scaling.hyperparameters import Moved, assemble, moved_group
 from rightbatch.scaling.move import AutoRule, FirstBetaPolicy, MomentumPolicy, Move
 from rightbatch.scaling.origins import Origins, fresh_origins, origins_from_state
+from rightbatch.scaling.rates import Group, common_rates
 from rightbatch.scaling.report import ScalingReport
 from rightbatch.scaling.settings import steps_for_examples
 from rightbatch.scaling.state import carry_state, second_moment_move
@@ -37,6 +38,7 @@ def scale_hyperparameters(
     noise_scale: float | None = None,
     critical_batch_size: float | None = None,
     edge: float | None = None,
+    learning_rate: float | None = None,
     momentum: MomentumPolicy = "keep",
     first_beta: FirstBetaPolicy = "auto",
     scheduler: Any = None,
@@ -77,6 +79,9 @@ def scale_hyperparameters(
         edge: Largest stable learning rate of the first group (`rightbatch.range_test`, at the
             new size: at a small one, noise alone makes the loss rise sooner); no new rate is
             above, and all groups are cut alike.
+        learning_rate: Of the first group, as a measurement at the new size gave it
+            (`rightbatch.race`), in place of the rule's; all groups move alike, weight decay moves
+            as by the rule, and the next move starts from here.
         momentum: "keep" the momentum of SGD and RMSprop, or "examples": keep its half-life in
             examples, and ``lr / (1 - momentum)`` on the rule.
         first_beta: "auto" keeps the first beta's half-life in examples up to 4-fold changes and
@@ -119,6 +124,7 @@ def scale_hyperparameters(
         noise_scale=noise_scale,
         critical_batch_size=critical_batch_size,
         edge=edge,
+        learning_rate=learning_rate,
         momentum=momentum,
         first_beta=first_beta,
     )
@@ -135,6 +141,16 @@ def scale_hyperparameters(
         for write in writes:
             write()
     return report
+
+
+def batch_size_set_for(optimizer: Optimizer) -> float | None:
+    """Read which batch size an optimizer was last moved to; ``None`` if it never was.
+
+    Args:
+        optimizer: Perhaps with what `scale_hyperparameters` leaves in its groups.
+    """
+    sizes = {group.get(MEMORY, {}).get("batch_size") for group in optimizer.param_groups}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 @final
@@ -233,9 +249,7 @@ def _attached(
     changes: list[Change] = []
     writes: list[Write] = []
     if scheduler is not None:
-        pairs = zip(prepared.groups, prepared.moved, strict=True)
-        factors = [new.origins.rate_factor / old.origins.rate_factor for old, new in pairs]
-        writes += scheduler_moves(scheduler, factors)
+        writes += scheduler_moves(scheduler, [moved.rate_ratio for moved in prepared.moved])
     if model_ema is not None:
         change, write = ema_move(model_ema, kappa)
         changes.append(change)

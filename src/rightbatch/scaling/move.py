@@ -27,6 +27,7 @@ class Move:
     noise_scale: float | None = None
     critical_batch_size: float | None = None
     edge: float | None = None
+    learning_rate: float | None = None  # at the new size: takes the rule's place
     momentum: MomentumPolicy = "keep"
     first_beta: FirstBetaPolicy = "auto"
 
@@ -42,7 +43,7 @@ class Move:
                 f"`noise_scale` must not be negative, got noise_scale={self.noise_scale!r}. "
                 "It counts examples: leave it out where it could not be resolved."
             )
-        for name in ("critical_batch_size", "edge"):
+        for name in ("critical_batch_size", "edge", "learning_rate"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(

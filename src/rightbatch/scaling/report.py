@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
-from rightbatch._format import format_number
+from rightbatch._format import format_setting
 from rightbatch.results import Change, Validity
 
 
@@ -56,8 +56,8 @@ class ScalingReport:
         rows += [
             (
                 change.parameter if change.group is None else f"{change.parameter}[{change.group}]",
-                _number(change.before),
-                _number(change.after),
+                format_setting(change.before),
+                format_setting(change.after),
                 change.validity.value,
                 change.why,
             )
@@ -70,10 +70,3 @@ class ScalingReport:
         ]
         notes = [f"not scaled: {', '.join(self.not_scaled)}"] if self.not_scaled else []
         return "\n".join([f"{head} (rule {self.rule})", *lines, *notes, *self.warnings])
-
-
-def _number(value: float) -> str:
-    """Enough digits to see a beta move: 0.9999 and 0.99999 differ."""
-    if 0.9 < value < 1:
-        return f"{1 - value:.3g} below 1" if value > 0.999999 else f"{value:.6g}"
-    return format_number(value, 4)
