@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from rightbatch._time import wall_clock
 from rightbatch.hardware import measure_throughput
 from rightbatch.hardware.clocks import Loop, measure_workers
+from rightbatch.hardware.processor import Processor
 from rightbatch.hardware.workload import batches_in_process
 from rightbatch.results import LoopClocks
 from rightbatch.task import Task
@@ -72,7 +73,10 @@ def test_time_in_line_is_taken_off_without_workers_and_belongs_to_the_loop_with_
     clock = FakeClock()
     for workers, seconds in ((0, 0.01), (2, 0.04)):
         task = task_with(lambda size: clock.advance(0.04), num_workers=workers)
-        loop = replace(loop_of(task, clock), processor=lambda: (clock() / 4, 0.75 * clock()))
+        loop = replace(
+            loop_of(task, clock),
+            processor=Processor(lambda: (0.0, 0.0), own_line=lambda: 0.75 * clock()),
+        )
         assert loop._time_steps(3) == pytest.approx(seconds)
 
 

@@ -1,17 +1,21 @@
 """Waiting, working, standing in line. Oracle: closed form, and a written record of threads."""
 
+import itertools
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rightbatch._time import wall_clock
 from rightbatch.hardware import processor
-from rightbatch.hardware.processor import Stretch, processor_beside
-from rightbatch.hardware.stations import Stopwatch
+from rightbatch.hardware.processor import Processor, Stretch, processor_beside, time_each
+from rightbatch.hardware.stations import Station, Stopwatch
 from rightbatch.testing import FakeClock
 from tests.hardware.tasks import task_with
 
@@ -19,28 +23,55 @@ SECONDS = st.floats(0.0, 100.0)
 
 
 @given(wall=SECONDS, ran=SECONDS, ready=SECONDS)
-def test_shares_are_shares_and_nothing_takes_longer_undisturbed(
-    wall: float, ran: float, ready: float
-) -> None:
+def test_shares_are_shares(wall: float, ran: float, ready: float) -> None:
     stretch = Stretch(wall, ran, ready)
     assert 0 <= stretch.idle_share <= 1
     assert 0 <= stretch.crowded_share <= 1
-    assert 0 <= stretch.undisturbed_seconds <= wall * (1 + 1e-9)
-    assert Stretch(wall, ran, 0.0).undisturbed_seconds == pytest.approx(wall)
-
-
-def test_one_thread_in_line_a_third_of_the_time_would_take_two_thirds() -> None:
-    assert Stretch(3.0, 2.0, 1.0).undisturbed_seconds == pytest.approx(2.0)
-    assert Stretch(3.0, 4.0, 2.0).undisturbed_seconds == pytest.approx(2.0)  # so for two threads
-
-
-def test_of_a_wait_nothing_is_taken_off() -> None:
-    """Half a second of sleep, a quarter of work, a quarter in line."""
-    assert Stretch(1.0, 0.25, 0.25).undisturbed_seconds == pytest.approx(0.75)
+    assert Stretch(wall, ran, 0.0).crowded_share == 0.0
 
 
 def test_another_clock_than_the_walls_has_no_processor_beside_it() -> None:
-    assert processor_beside(FakeClock()) is None
+    with processor_beside(FakeClock()) as beside:
+        assert beside is None
+
+
+@given(
+    waits=st.lists(st.tuples(SECONDS, SECONDS, SECONDS), min_size=1, max_size=8),
+    limit=st.floats(0.0, 300.0),
+)
+def test_what_an_act_stood_in_line_is_taken_off_and_never_more(
+    waits: list[tuple[float, float, float]], limit: float
+) -> None:
+    """Also where the thread stands in line between two looks: that makes it longer only."""
+    clock, line, turn = FakeClock(), [0.0], iter(waits)
+
+    def wait(seconds: float) -> None:
+        clock.advance(seconds)
+        line[0] += seconds
+
+    def act() -> None:
+        own, in_line, _ = now[0] = next(turn)
+        clock.advance(own)
+        wait(in_line)
+
+    def look() -> float:
+        seconds = clock()
+        wait(now[0][2])  # just after the look at the clock
+        return seconds
+
+    now = [(0.0, 0.0, 0.0)]
+    beside = Processor(lambda: (0.0, 0.0), lambda: line[0])
+    seconds = time_each(act, len(waits), look, beside, limit_seconds=limit)
+    assert len(seconds) >= 1
+    for measured, (own, _, _) in zip(seconds, waits, strict=False):
+        assert measured >= own - 1e-9 * clock()
+
+
+def test_no_act_begins_past_the_limit() -> None:
+    clock = FakeClock()
+    for limit, count in ((0.0, 1), (2.5, 3), (3.0, 3), (99.0, 5)):
+        seconds = time_each(lambda: clock.advance(1.0), 5, clock, limit_seconds=limit)
+        assert seconds == [1.0] * count
 
 
 def _compute() -> None:
@@ -53,13 +84,22 @@ def _compute() -> None:
     ("act", "idle"), [(lambda: time.sleep(0.2), True), (_compute, False)], ids=["sleep", "work"]
 )
 def test_sleeping_is_idle_and_computing_is_not(act: Callable[[], None], idle: bool) -> None:
-    read = processor_beside(wall_clock)
-    assert read is not None
-    ran, ready, wall = *read(), wall_clock()
-    act()
-    after = read()
+    with processor_beside(wall_clock) as beside:
+        assert beside is not None
+        ran, ready, wall = *beside.threads(), wall_clock()
+        act()
+        after = beside.threads()
     stretch = Stretch(wall_clock() - wall, after[0] - ran, after[1] - ready)
     assert (stretch.idle_share > 0.5) is idle
+
+
+def test_the_record_of_this_thread_is_closed_again() -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with processor_beside(wall_clock) as beside:
+        assert beside is not None
+        looks = [beside.own_line() for _ in range(3)]
+    assert looks == sorted(looks)
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.fixture
@@ -69,6 +109,7 @@ def threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / "task" / name).mkdir(parents=True)
         (tmp_path / "task" / name / "schedstat").write_text(record + "\n")
     (tmp_path / "task" / "13").mkdir()  # has ended
+    monkeypatch.setattr(processor, "_THIS_THREAD", tmp_path / "task" / "12" / "schedstat")
     monkeypatch.setattr(processor, "_THREADS", tmp_path / "task")
     monkeypatch.setattr(processor, "_OWN_CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(processor, "_CGROUPS", tmp_path / "groups")
@@ -76,9 +117,17 @@ def threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_threads_are_added_up(threads: Path) -> None:
-    read = processor_beside(wall_clock)
-    assert read is not None
-    assert read() == pytest.approx((3.5, 1.25))
+    with processor_beside(wall_clock) as beside:
+        assert beside is not None
+        assert beside.threads() == pytest.approx((3.5, 1.25))
+
+
+def test_only_this_thread_counts_as_in_line(threads: Path) -> None:
+    with processor_beside(wall_clock) as beside:
+        assert beside is not None
+        assert beside.own_line() == pytest.approx(0.25)
+        (threads / "task" / "12" / "schedstat").write_text("500000000 1250000000 12\n")
+        assert beside.own_line() == pytest.approx(1.25)
 
 
 QUOTAS = {
@@ -99,9 +148,10 @@ def test_what_a_quota_withholds_is_no_disturbance(
     (threads / "cgroup").write_text(f"9:systemd:/elsewhere\n{line}\n")
     (threads / "groups" / file).parent.mkdir(parents=True, exist_ok=True)
     (threads / "groups" / file).write_text(f"{content}\n")
-    read = processor_beside(wall_clock)
-    assert read is not None
-    assert read() == pytest.approx((4.75, 0.0) if limited else (3.5, 1.25))
+    with processor_beside(wall_clock) as beside:
+        assert beside is not None
+        assert beside.threads() == pytest.approx((4.75, 0.0) if limited else (3.5, 1.25))
+        assert beside.own_line() == (0.0 if limited else 0.25)
 
 
 @pytest.mark.parametrize("record", [None, "", "? ?"])
@@ -113,59 +163,103 @@ def test_without_a_record_of_threads_the_process_is_asked(
             (thread / "schedstat").unlink(missing_ok=True)
         else:
             (thread / "schedstat").write_text(record)
-    read = processor_beside(wall_clock)
-    assert read is not None
-    before = read()
-    _compute()
-    assert read()[0] > before[0]
-    assert read()[1] == 0.0
+    with processor_beside(wall_clock) as beside:
+        assert beside is not None
+        before = beside.threads()
+        _compute()
+        after = beside.threads()
+    assert after[0] > before[0]
+    assert (after[1], beside.own_line()) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("record", [None, "", "?"])
+def test_without_a_record_of_this_thread_nothing_is_in_line(
+    threads: Path, record: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = threads / "own"
+    monkeypatch.setattr(processor, "_THIS_THREAD", own)
+    if record is not None:
+        own.write_text(record)
+    with processor_beside(wall_clock) as beside:
+        assert beside is not None
+        assert beside.threads()[1] == beside.own_line() == 0.0
+
+
+def watch(step: Callable[[int], None], clock: FakeClock, **readings: Callable[[], Any]) -> Station:
+    """A size after two windows of two seconds on a fake clock."""
+    stopwatch = Stopwatch(
+        task_with(step), clock, processor=Processor(**readings), budget_seconds=60.0, seed=0
+    )
+    station = stopwatch.open(8)
+    station.plan_window(2.0)
+    stopwatch.window(station)
+    stopwatch.window(station)
+    return station
 
 
 def test_time_in_line_is_taken_off_steps_that_were_all_disturbed() -> None:
     """Each step runs 10 ms and stands in line for 30."""
     clock = FakeClock()
-    task = task_with(lambda size: clock.advance(0.04))
-    watch = Stopwatch(
-        task, clock, processor=lambda: (clock() / 4, 0.75 * clock()), budget_seconds=60.0, seed=0
+    station = watch(
+        lambda size: clock.advance(0.04),
+        clock,
+        threads=lambda: (clock() / 4, 0.75 * clock()),
+        own_line=lambda: 0.75 * clock(),
     )
-    station = watch.open(8)
     assert station.step_seconds == pytest.approx(0.01)
-    watch.window(station)
-    assert station.step_samples == pytest.approx([0.01])
+    assert station.step_samples == pytest.approx([0.01, 0.01])
     assert station.crowded_share == pytest.approx(0.75)
     assert station.idle_share == pytest.approx(0.0)
 
 
-def test_where_some_steps_were_not_disturbed_they_tell() -> None:
-    """Every other step stands in line for 90 ms: 10 ms, not half of 10."""
-    clock, steps, line = FakeClock(), iter(range(10**6)), [0.0]
-
-    def step(size: int) -> None:
-        clock.advance(0.01)
-        if next(steps) % 2:
-            clock.advance(0.09)
-            line[0] += 0.09
-
-    watch = Stopwatch(
-        task_with(step),
+def test_the_line_of_other_threads_is_told_and_not_taken_off() -> None:
+    """They may do nothing for the step: one that waits for work spins, and stands in line too."""
+    clock = FakeClock()
+    station = watch(
+        lambda size: clock.advance(0.04),
         clock,
-        processor=lambda: (clock() - line[0], line[0]),
-        budget_seconds=60.0,
-        seed=0,
+        threads=lambda: (clock(), clock()),
+        own_line=lambda: 0.0,
     )
-    station = watch.open(8)
+    assert station.step_samples == pytest.approx([0.04, 0.04])
+    assert station.crowded_share == pytest.approx(0.5)
+
+
+def test_of_steps_on_one_batch_the_fastest_tells() -> None:
+    """A neighbour fills the caches nine times of ten, which no one tells: 10 ms, not 14."""
+    clock, steps = FakeClock(), itertools.count()
+    station = watch(
+        lambda size: clock.advance(0.014 if next(steps) % 10 else 0.01),
+        clock,
+        threads=lambda: (clock(), 0.0),
+        own_line=lambda: 0.0,
+    )
+    assert station.step_samples == pytest.approx([0.01, 0.01])
+
+
+def test_of_batches_that_differ_the_fastest_does_not_tell() -> None:
+    """One batch in ten is empty; loading it tells nothing of the others."""
+    clock, batches = FakeClock(), itertools.count()
+
+    def collate(examples: list[torch.Tensor]) -> torch.Tensor:
+        clock.advance(0.01 if next(batches) % 10 else 0.0)
+        return torch.stack(examples)
+
+    task = task_with(lambda size: clock.advance(0.01), collate_fn=collate)
+    stopwatch = Stopwatch(task, clock, budget_seconds=60.0, seed=0)
+    station = stopwatch.open(8)
     station.plan_window(2.0)
-    watch.window(station)
-    assert station.step_samples == pytest.approx([0.01], rel=0.01)
+    stopwatch.window(station)
+    assert station.load_samples == pytest.approx([0.01])
 
 
 def test_waiting_is_seen_and_not_taken_off() -> None:
     clock = FakeClock()
-    task = task_with(lambda size: clock.advance(0.04))
-    watch = Stopwatch(
-        task, clock, processor=lambda: (clock() / 10, 0.0), budget_seconds=60.0, seed=0
+    station = watch(
+        lambda size: clock.advance(0.04),
+        clock,
+        threads=lambda: (clock() / 10, 0.0),
+        own_line=lambda: 0.0,
     )
-    station = watch.open(8)
-    watch.window(station)
-    assert station.step_samples == pytest.approx([0.04])
+    assert station.step_samples == pytest.approx([0.04, 0.04])
     assert station.idle_share == pytest.approx(0.9)

@@ -21,7 +21,7 @@ import numpy as np
 from torch import nn
 
 from rightbatch._time import Clock, wall_clock
-from rightbatch.hardware.processor import Processor, seconds_each, stretch_between
+from rightbatch.hardware.processor import Processor, time_each
 from rightbatch.hardware.step_time import QUANTILE
 from rightbatch.hardware.workload import prefetched_batches, synchronize
 from rightbatch.results import LoopClocks, StepShares, WorkerPoint
@@ -137,22 +137,15 @@ class Loop:
         """
         device = self.task.device
         synchronize(device)
-        before = self._read()
-        times = [self.clock()]
-        for _ in range(count):
-            act()
-            times.append(self.clock())
+        began = self.clock()
+        # With workers nothing is taken off: what they take from the step is part of the loop.
+        processor = None if self.task.num_workers or device.type != "cpu" else self.processor
+        seconds = time_each(act, count, self.clock, processor)
         synchronize(device)
         if device.type != "cpu":
-            return (self.clock() - times[0]) / count
-        stretch = stretch_between(times[-1] - times[0], before, self._read())
-        return seconds_each(times[::group], stretch) / group
-
-    def _read(self) -> tuple[float, float] | None:
-        """Nothing with workers: what they take from the step is part of the loop."""
-        if self.processor is None or self.task.num_workers:
-            return None
-        return self.processor()
+            return (self.clock() - began) / count
+        groups = [sum(seconds[i : i + group]) for i in range(0, count - group + 1, group)]
+        return float(np.quantile(groups, QUANTILE)) / group
 
     def _overlap(self, load: float, step: float, total: float) -> float:
         """Share of the shorter time that the loop does not pay."""

@@ -6,21 +6,34 @@ doing of other processes: on a busy machine a long step is never undisturbed, wh
 ones some are, so that without it large batches look slower than they are.
 """
 
+import math
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-import numpy as np
-
 from rightbatch._time import Clock, wall_clock
-from rightbatch.hardware.step_time import QUANTILE
 
-Processor = Callable[[], tuple[float, float]]  # seconds run and ready, over all threads so far
-
-_THREADS = Path("/proc/self/task")
+_THREADS, _THIS_THREAD = Path("/proc/self/task"), Path("/proc/thread-self/schedstat")
+_RECORD_BYTES = 128  # three numbers of at most 20 digits
 _OWN_CGROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """Two readings of what the processors did for this process, in seconds so far.
+
+    Attributes:
+        threads: That threads ran, and that they were ready to and had none; summed over all.
+        own_line: That the thread which made this object was ready and had none.
+    """
+
+    threads: Callable[[], tuple[float, float]]
+    own_line: Callable[[], float]
 
 
 @final
@@ -60,73 +73,99 @@ class Stretch:
         busy = self.ran_seconds + self.ready_seconds
         return self.ready_seconds / busy if busy > 0 else 0.0
 
-    @property
-    def undisturbed_seconds(self) -> float:
-        """What the wall clock would have shown on a machine with a processor for each thread.
 
-        Time of waiting stays; the rest shrinks by the share in which threads stood in line. It is
-        not enough where threads wait for one another: then one in line holds up those that run.
+def time_each(
+    act: Callable[[], object],
+    count: int,
+    clock: Clock,
+    processor: Processor | None = None,
+    *,
+    limit_seconds: float = math.inf,
+) -> list[float]:
+    """Time acts one by one, without what this thread stood in line for a processor meanwhile.
 
-        Example:
-            Half a second of sleep and half a second of work, half of it in line:
+        clock | line | act | line | clock
 
-            >>> Stretch(1.0, 0.25, 0.25).undisturbed_seconds
-            0.75
-        """
-        idle = self.idle_share * self.wall_seconds
-        return idle + (self.wall_seconds - idle) * (1 - self.crowded_share)
+    The line is read inside of the clock: a wait between the two readings makes an act too long,
+    which a low quantile passes by, and never too short.
 
-
-def seconds_each(times: Sequence[float], stretch: Stretch | None) -> float:
-    """Return the seconds between two looks at the clock, without what other processes added.
-
-    The 20 % quantile passes by the acts that were disturbed, where some were not. Of acts so long
-    that all were, the time that threads stood in line is taken off their mean.
+    Trap: other threads of an act may stand in line too, and hold up this one while it waits for
+    them. That stays in: how much of their waiting held up the act is not known.
 
     Args:
-        times: One more than there were acts.
-        stretch: From the first to the last; ``None``: not known.
+        act: To be timed.
+        count: How often.
+        clock: Monotonic seconds.
+        processor: ``None``: nothing is taken off.
+        limit_seconds: By the clock; past it no further act begins. One is always timed.
+
+    Returns:
+        Seconds of each.
 
     Example:
-        >>> seconds_each([0.0, 1.0, 2.0, 5.0, 6.0, 7.0], None)
-        1.0
-        >>> seconds_each([0.0, 4.0, 8.0], Stretch(8.0, 6.0, 2.0))
-        3.0
+        An act that runs one second and stands in line for two, on a clock that it moves:
+
+        >>> now = [0.0]
+        >>> def act():
+        ...     now[0] += 3.0
+        >>> processor = Processor(lambda: (0.0, 0.0), own_line=lambda: now[0] * 2 / 3)
+        >>> time_each(act, 2, lambda: now[0]), time_each(act, 2, lambda: now[0], processor)
+        ([3.0, 3.0], [1.0, 1.0])
     """
-    low = float(np.quantile(np.diff(times), QUANTILE))
-    return low if stretch is None else min(low, stretch.undisturbed_seconds / (len(times) - 1))
+    line = processor.own_line if processor is not None else _no_line
+    first, seconds = clock(), list[float]()
+    for _ in range(count):
+        began, before = clock(), line()
+        act()
+        waited, ended = line() - before, clock()
+        seconds.append(ended - began - waited)
+        if ended - first >= limit_seconds:
+            break
+    return seconds
+
+
+def _no_line() -> float:
+    return 0.0
 
 
 def stretch_between(
     seconds: float, before: tuple[float, float] | None, after: tuple[float, float] | None
 ) -> Stretch | None:
-    """Make a stretch of two readings of a `Processor`; ``None`` where there is none."""
+    """Make a stretch of two readings of all threads; ``None`` where there is none."""
     if before is None or after is None:
         return None
     return Stretch(seconds, after[0] - before[0], after[1] - before[1])
 
 
-def processor_beside(clock: Clock) -> Processor | None:
-    """Return what this process ran and stood in line, or ``None`` where nothing follows from it.
+@contextmanager
+def processor_beside(clock: Clock) -> Iterator[Processor | None]:
+    """Read what this process ran and stood in line, or ``None`` where nothing follows from it.
+
+    Nothing is ever in line where that cannot be read, or where a quota keeps this process from
+    the processors: training will be kept from them too.
 
     Args:
         clock: That times are taken with. Beside another than the wall's no other makes sense.
-
-    Returns:
-        A reading of all threads. Nothing is ever in line where that cannot be read, or where a
-        quota keeps this process from the processors: training will be kept from them too.
     """
     if clock is not wall_clock:
-        return None
-    if not _can_read():
-        return lambda: (time.process_time(), 0.0)
-    if any(_quotas()):
-        return lambda: (sum(_read_threads()), 0.0)
-    return _read_threads
+        yield None
+    elif not _can_read():
+        yield Processor(lambda: (time.process_time(), 0.0), _no_line)
+    elif any(_quotas()):
+        yield Processor(lambda: (sum(_read_threads()), 0.0), _no_line)
+    else:
+        record = os.open(_THIS_THREAD, os.O_RDONLY)  # kept open: a look costs a microsecond
+        try:
+            yield Processor(
+                _read_threads, lambda: _ran_and_ready(os.pread(record, _RECORD_BYTES, 0))[1] / 1e9
+            )
+        finally:
+            os.close(record)
 
 
 def _can_read() -> bool:
     try:
+        _ran_and_ready(_THIS_THREAD.read_bytes())
         return _read_threads()[0] > 0
     except (OSError, ValueError, IndexError):
         return False
@@ -136,11 +175,18 @@ def _read_threads() -> tuple[float, float]:
     ran = ready = 0
     for thread in _THREADS.iterdir():
         try:
-            numbers = (thread / "schedstat").read_text().split()
+            record = (thread / "schedstat").read_bytes()
         except (FileNotFoundError, ProcessLookupError):  # it has just ended
             continue
-        ran, ready = ran + int(numbers[0]), ready + int(numbers[1])
+        more_ran, more_ready = _ran_and_ready(record)
+        ran, ready = ran + more_ran, ready + more_ready
     return ran / 1e9, ready / 1e9
+
+
+def _ran_and_ready(record: bytes) -> tuple[int, int]:
+    """Return the nanoseconds in a thread's record."""
+    ran, ready, *_ = record.split()
+    return int(ran), int(ready)
 
 
 def _quotas() -> Iterator[bool]:

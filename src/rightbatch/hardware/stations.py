@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from rightbatch._time import Clock
-from rightbatch.hardware.processor import Processor, Stretch, seconds_each, stretch_between
+from rightbatch.hardware.processor import Processor, Stretch, stretch_between, time_each
 from rightbatch.hardware.step_time import QUANTILE
 from rightbatch.hardware.workload import batches_in_process, synchronize
 from rightbatch.task import Task
@@ -170,40 +170,47 @@ class Stopwatch:
     def _load(
         self, stream: Iterator[Any], count: int, limit: float = math.inf
     ) -> tuple[float, Any]:
-        """Load a few batches; return the seconds for each, and the last one."""
-        synchronize(self._task.device)
-        before, batch = self._read(), None
-        times = [self._clock()]
-        while len(times) <= count and (len(times) == 1 or times[-1] - times[0] < limit):
+        """Load a few batches; return the seconds for each, and the last one.
+
+        No two hold the same examples, so their low quantile counts and not the fastest.
+        """
+        batch = None
+
+        def load() -> None:
+            nonlocal batch
             batch = next(stream)
             synchronize(self._task.device)
-            times.append(self._clock())
-        return seconds_each(times, self._stretch(times, before)), batch
+
+        synchronize(self._task.device)
+        seconds = time_each(load, count, self._clock, self._processor, limit_seconds=limit)
+        return float(np.quantile(seconds, QUANTILE)), batch
 
     def _step(
         self, batch: Any, count: int, limit: float = math.inf
     ) -> tuple[float, Stretch | None]:
-        """Take a few steps; return the seconds for each, and what the threads did meanwhile.
+        """Take a few steps; return the seconds of the fastest, and what threads did meanwhile.
 
-        On a CPU every step has an end of its own; a device would have to be waited for after each.
+        All do the same work on the same batch: what one took longer than another was disturbed.
+        On a CPU every step has an end of its own; a device would have to be waited for after each,
+        so there their mean counts.
         """
         synchronize(self._task.device)
-        before = self._read()
-        times = [self._clock()]
-        while len(times) <= count and (len(times) == 1 or times[-1] - times[0] < limit):
-            self._task.step(batch)
-            times.append(self._clock())
+        before, began = self._read(), self._clock()
+        seconds = time_each(
+            lambda: self._task.step(batch),
+            count,
+            self._clock,
+            self._processor,
+            limit_seconds=limit,
+        )
         synchronize(self._task.device)
+        passed = self._clock() - began
         if self._task.device.type != "cpu":
-            return (self._clock() - times[0]) / (len(times) - 1), None
-        stretch = self._stretch(times, before)
-        return seconds_each(times, stretch), stretch
+            return passed / len(seconds), None
+        return min(seconds), stretch_between(passed, before, self._read())
 
     def _read(self) -> tuple[float, float] | None:
-        return self._processor() if self._processor is not None else None
-
-    def _stretch(self, times: list[float], before: tuple[float, float] | None) -> Stretch | None:
-        return stretch_between(times[-1] - times[0], before, self._read())
+        return self._processor.threads() if self._processor is not None else None
 
 
 def elements_in(batch: Any) -> int:

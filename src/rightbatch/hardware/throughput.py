@@ -15,7 +15,7 @@ from rightbatch.hardware.clocks import Loop, measure_workers
 from rightbatch.hardware.diagnosis import Symptoms, diagnose, loading_matters
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
-from rightbatch.hardware.processor import processor_beside
+from rightbatch.hardware.processor import Processor, processor_beside
 from rightbatch.hardware.stations import Station, Stopwatch
 from rightbatch.hardware.step_curve import fit_step_shape
 from rightbatch.hardware.step_time import estimate_seconds, fit_step_line, reaches_plateau
@@ -100,13 +100,13 @@ def measure_throughput(
     deadline = Deadline(time_budget_seconds, clock)
     cap = _check_arguments(task, sizes, max_batch_size, time_budget_seconds)
     task.check()
-    with task.preserved():
+    with task.preserved(), processor_beside(clock) as processor:
         torch.manual_seed(seed)
         hold_still(task.optimizer)
         stopwatch = Stopwatch(
             task,
             clock,
-            processor=processor_beside(clock),
+            processor=processor,
             budget_seconds=time_budget_seconds,
             seed=seed,
         )
@@ -115,7 +115,7 @@ def measure_throughput(
             status = bench.open_upwards(cap, guard_memory=max_batch_size is None)
         else:
             status = bench.open_all(sorted({int(size) for size in sizes}))
-        aside = bench.look_aside(seed, clock)
+        aside = bench.look_aside(seed, clock, processor)
         rounds = bench.run_rounds(np.random.default_rng(seed))
         stations = bench.stations
     if rounds < _FEWEST_ROUNDS:
@@ -193,13 +193,13 @@ class _Bench:
         self._check_some()
         return status
 
-    def look_aside(self, seed: int, clock: Clock) -> "_Aside":
+    def look_aside(self, seed: int, clock: Clock, processor: Processor | None) -> "_Aside":
         """Look at the real loop and the parts of a step, at one size, and at other workers.
 
         Worker processes are started for one size: what they gain over loading in this process
         hardly depends on it, and starting them at every size would take longer than all the rest.
         """
-        loops = [self._loop(station, seed, clock) for station in self.stations]
+        loops = [self._loop(station, seed, clock, processor) for station in self.stations]
         affordable = [loop for loop in loops if loop.cost_seconds() <= self._allow(_CLOCKS_SHARE)]
         today = [loop for loop in affordable if loop.batch_size == self._task.batch_size]
         needed = loops[:1] if self._task.num_workers else []  # the points cannot do without
@@ -222,7 +222,7 @@ class _Bench:
         left = max(0.0, self._deadline.remaining_seconds())
         return min(share * self._deadline.seconds, left / 2)
 
-    def _loop(self, station: Station, seed: int, clock: Clock) -> Loop:
+    def _loop(self, station: Station, seed: int, clock: Clock, processor: Processor | None) -> Loop:
         return Loop(
             task=self._task,
             batch_size=station.batch_size,
@@ -232,7 +232,7 @@ class _Bench:
             load_seconds=station.load_seconds,
             seed=seed,
             clock=clock,
-            processor=processor_beside(clock),
+            processor=processor,
         )
 
     def run_rounds(self, rng: np.random.Generator) -> int:
