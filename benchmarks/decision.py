@@ -5,7 +5,7 @@ seed, then several seeds for the three best rates; the median number of steps to
 counts. Steps depend on the seed alone, not on the machine's load. They are multiplied by seconds
 per step from one interleaved measurement of all sizes in one process.
 
-The plan's row is what ``rightbatch find`` said beforehand, batch size and rate, untuned.
+The plan's row is what ``rightbatch find`` said beforehand, batch size, rate and all, untuned.
 """
 
 import json
@@ -34,6 +34,7 @@ GRIDS = {
 }
 SEEDS = {"digits": range(7), "mnist": range(5), "bikes": range(7)}
 LOOKS = 1.1  # steps between two evaluations grow by this factor
+BETAS = ("beta1", "beta2")
 PATIENCE = 2.5  # a run is given up after this many times the best time so far
 
 
@@ -45,6 +46,7 @@ class Run:
     learning_rate: float
     seed: int
     max_steps: int
+    settings: tuple[tuple[str, float], ...] = ()  # of the optimizer, beside the rate
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def steps_to_target(name: str, run: Run) -> float | None:
     sign = 1 if built_in.higher_is_better else -1
     for group in task.optimizer.param_groups:
         group["lr"] = run.learning_rate
+        for setting, value in run.settings:
+            _set(group, setting, value)
     batches = task.batches(run.batch_size, seed=1000 + run.seed)
     look, before = max(8.0, 2000 / run.batch_size), None
     for step in range(1, run.max_steps + 1):
@@ -90,6 +94,15 @@ def steps_to_target(name: str, run: Run) -> float | None:
         before = (step, margin)
         look = max(step + 1, look * LOOKS)
     return None
+
+
+def _set(group: dict[str, Any], setting: str, value: float) -> None:
+    if setting not in BETAS:
+        group[setting] = value
+        return
+    betas = list(group["betas"])
+    betas[BETAS.index(setting)] = value
+    group["betas"] = tuple(betas)
 
 
 class Trainer:
@@ -161,7 +174,8 @@ class Trainer:
 
 
 def _key(run: Run) -> str:
-    return f"batch {run.batch_size} rate {run.learning_rate:.6g} seed {run.seed}"
+    settings = "".join(f" {name} {value:.6g}" for name, value in run.settings)
+    return f"batch {run.batch_size} rate {run.learning_rate:.6g} seed {run.seed}{settings}"
 
 
 def median(steps: list[float | None]) -> float:
@@ -210,8 +224,10 @@ def decision(name: str, say: Callable[[str], None]) -> dict[str, Any]:
             say(f"{setting}: b={size} lr={rate:g} steps={finite} seconds={total}")
             return Row(setting, size, rate, finite, by_seed, seconds[size], total)
 
-        def fixed(setting: str, size: int, rate: float) -> Row:
-            runs = [Run(size, rate, seed, allowed(size)) for seed in SEEDS[name]]
+        def fixed(
+            setting: str, size: int, rate: float, settings: tuple[tuple[str, float], ...] = ()
+        ) -> Row:
+            runs = [Run(size, rate, seed, allowed(size), settings) for seed in SEEDS[name]]
             return row(setting, size, rate, trainer.steps(runs))
 
         def allowed(size: int) -> int:
@@ -219,7 +235,12 @@ def decision(name: str, say: Callable[[str], None]) -> dict[str, Any]:
             return 20_000 if best is None else max(50, int(PATIENCE * best / seconds[size]))
 
         rows.append(fixed("today", task.batch_size, today_rate))
-        rows.append(fixed("plan", made.batch_size, made.learning_rate or today_rate))
+        moved = tuple((c.parameter, c.after) for c in made.changes if c.before != c.after)
+        others = tuple(pair for pair in moved if pair[0] != "lr")
+        plan_rate = made.learning_rate or today_rate
+        rows.append(fixed("plan", made.batch_size, plan_rate, others))
+        if others:
+            rows.append(fixed("plan, its rate alone", made.batch_size, plan_rate))
         for size in sorted(GRIDS[name], key=lambda s: abs(math.log2(s / made.batch_size))):
             start = nearest_rate(rows, size, made.learning_rate or today_rate, made.batch_size)
             rate, by_seed = trainer.tune(size, start, allowed(size))
