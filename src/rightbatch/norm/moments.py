@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import final
 
+import torch
 from torch import Tensor
 
 
@@ -29,7 +30,6 @@ def pooled(moments: list[Moments]) -> tuple[Tensor, Tensor]:
         Mean and variance, each of shape ``[channels]``.
 
     Example:
-        >>> import torch
         >>> one = Moments(  # 1 and 3; 5 and 7
         ...     mean=torch.tensor([[2.0], [6.0]]), variance=torch.tensor([[2.0], [2.0]]), values=2
         ... )
@@ -52,7 +52,8 @@ def pooled(moments: list[Moments]) -> tuple[Tensor, Tensor]:
 def _of_one_group(part: Moments) -> tuple[Tensor, Tensor, int]:
     """Mean, unbiased variance and number of values of parts that are all of one size."""
     total = part.values * len(part.mean)
-    mean = part.mean.mean(0)
-    spread = (part.mean - mean).square_().mean(0)
-    within = part.variance.mean(0) * (1.0 - (len(part.mean) - 1) / (total - 1))
-    return mean, within.add(spread, alpha=total / (total - 1)), total
+    mean = part.mean.sum(0) / len(part.mean)
+    step = part.mean - mean
+    # Few operations: on a small batch they cost more than the kernel does.
+    each = torch.addcmul(part.variance, step, step, value=part.values / (part.values - 1))
+    return mean, each.sum(0) * ((part.values - 1) / (total - 1)), total
