@@ -1,10 +1,14 @@
-"""Start small and grow: raise the batch where the learning rate would have decayed.
+"""Start small and grow: let the batch grow while the model learns, instead of decaying the rate.
 
     python examples/start_small_and_grow.py
 
-One loop trains twice from the same weights. Once the batch stays small and the rate is divided by
-five after 6 and 9 of 12 epochs; once the rate stays and the batch grows five-fold there instead.
+One loop trains three times from the same weights, each time by another schedule: the rate is
+divided by five after 6 and 9 of 12 epochs; the batch grows five-fold there instead; the batch
+follows the noise that is measured on the way.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -13,8 +17,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import rightbatch as rb
+from rightbatch.control import Move
 
 BATCH_SIZE, LEARNING_RATE, EPOCHS = 16, 0.1, 12
+FITS_IN_MEMORY = 64  # examples; larger batches are accumulated
 
 
 def make_data() -> tuple[TensorDataset, TensorDataset]:
@@ -43,38 +49,76 @@ def make_task() -> rb.Task:
     return rb.Task(model, make_optimizer(model), data, loss, batch_size=BATCH_SIZE)
 
 
-def train(schedule: rb.BatchSizeSchedule, *, num_workers: int = 0) -> tuple[int, float]:
+def follow_the_noise(num_examples: int) -> rb.BatchSizeSchedule:
+    """Double the batch when the noise clearly asks for it, at most once an epoch."""
+    return rb.BatchSizeSchedule.noise(BATCH_SIZE, max_batch_size=256, dwell_examples=num_examples)
+
+
+def watch(model: nn.Module, optimizer: torch.optim.Optimizer, num_examples: int) -> rb.NoiseMonitor:
+    # Measured at every step, and not as often as the time allows, so that each run is the same.
+    # A gradient of 16 examples is mostly noise: it takes epochs of them to see past it.
+    return rb.NoiseMonitor(
+        model, optimizer, every=1, examples=8, half_life_examples=4 * num_examples
+    )
+
+
+def accuracy(model: nn.Module) -> float:
+    """Share of right answers on the test examples."""
+    inputs, labels = make_data()[1].tensors
+    return (model(inputs).argmax(1) == labels).double().mean().item()
+
+
+def train(
+    schedule: rb.BatchSizeSchedule,
+    *,
+    num_workers: int = 0,
+    log: Callable[[Move], Any] | None = None,
+) -> tuple[int, float]:
     """Train by a schedule; return the number of updates and the share of right answers."""
     model = make_model()
     optimizer = make_optimizer(model)
-    data, test_data = make_data()
-    sampler = rb.BatchSizeSampler(data, schedule)
+    data, _ = make_data()
+    # Workers load ahead. In chunks, a size that is decided on the way arrives at once all the same.
+    sampler = rb.BatchSizeSampler(data, BATCH_SIZE, chunk_size=BATCH_SIZE)
     loader = DataLoader(data, batch_sampler=sampler, num_workers=num_workers)
-    updates = 0
-    for _ in range(EPOCHS):
-        for inputs, labels in sampler.follow(loader):
-            decision = schedule.size_at(sampler.examples_seen - len(labels))
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * decision.rate_factor
-            optimizer.zero_grad()
-            F.cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
-            updates += 1
-    inputs, labels = test_data.tensors
-    return updates, (model(inputs).argmax(1) == labels).double().mean().item()
+    monitor = watch(model, optimizer, len(data))
+    controller = rb.BatchSizeController(
+        optimizer,
+        schedule,
+        sampler=sampler,
+        max_micro_batch_size=FITS_IN_MEMORY,
+        monitor=monitor,
+        log=log,
+    )
+    with monitor:
+        for _ in range(EPOCHS):
+            for batch in sampler.follow(loader):
+                optimizer.zero_grad()
+                for (inputs, labels), weight in controller.micro_batches(batch):
+                    (weight * F.cross_entropy(model(inputs), labels)).backward()
+                    monitor.observe(len(labels), factor=weight)
+                optimizer.step()
+                controller.step()  # the size and the rate of the next batch
+    return sampler.delivered, accuracy(model)
 
 
 def main() -> None:
     num_examples = len(make_data()[0])
     milestones = [6 * num_examples, 9 * num_examples]
-    for name, max_batch_size in (("decay the rate", BATCH_SIZE), ("grow the batch", 400)):
+    smith = rb.BatchSizeSchedule.smith
+    schedules = {
         # A batch that may not grow leaves the whole decay to the rate.
-        schedule = rb.BatchSizeSchedule.smith(
-            BATCH_SIZE, 5, milestones, max_batch_size=max_batch_size
-        )
-        updates, accuracy = train(schedule)
-        sizes = " -> ".join(str(size) for size in schedule.sizes)
-        print(f"{name}: batch {sizes}, {updates} updates, {accuracy:.1%} right")
+        "decay the rate": smith(BATCH_SIZE, 5, milestones, max_batch_size=BATCH_SIZE),
+        "grow the batch": smith(BATCH_SIZE, 5, milestones, max_batch_size=400),
+        "follow the noise": follow_the_noise(num_examples),
+    }
+    for name, schedule in schedules.items():
+        moves: list[Move] = []
+        updates, right = train(schedule, log=moves.append)
+        sizes = dict.fromkeys([BATCH_SIZE, *(move.to_batch_size for move in moves)])
+        print(f"{name}: batch {' -> '.join(map(str, sizes))}, {updates} updates, {right:.1%} right")
+        for move in moves:
+            print(f"  {move}")
 
 
 if __name__ == "__main__":
