@@ -113,15 +113,14 @@ def _saved(task: Task) -> float:
 def _accuracy_evidence(task: Task) -> str:
     grown, constant = _difference(task, "grow"), _difference(task, "constant")
     return (
-        f"{task['name']}: growing the batch ends {_points(*grown)}, neither ends "
-        f"{_points(*constant)}."
+        f"{task['name']}: growing the batch ends {_points(*grown)} decaying the rate, "
+        f"changing neither {_points(*constant)} it."
     )
 
 
 def _points(difference: float, deviation: float) -> str:
-    return (
-        f"{100 * difference:+.2f} points from decaying (standard deviation {100 * deviation:.2f})"
-    )
+    side = "above" if difference > 0 else "below"
+    return f"{100 * abs(difference):.2f} points (standard deviation {100 * deviation:.2f}) {side}"
 
 
 def _updates_evidence(task: Task) -> str:

@@ -21,6 +21,7 @@ from rightbatch.report.canvas import CHOICE, FAINT, TODAY, axis, canvas, log_ran
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "docs" / "images" / "grow-the-batch.png"
 WIDTH, HEIGHT = 1000, 640  # pixels
+FONT = "DejaVu Sans, sans-serif"  # what every Linux has: no browser is told a system's own
 # Colour, dash and symbol: none of them stands alone.
 LOOKS = {
     "constant": ("neither", FAINT, "dot", "circle"),
@@ -94,21 +95,23 @@ def _means(curves: Sequence[Sequence[dict[str, float]]], key: str) -> list[float
 def _lay_out(figure: go.Figure, task: dict[str, Any]) -> None:
     curves = [run["curve"] for runs in task["runs"].values() for run in runs]
     points = [point for curve in curves for point in curve]
-    seen = "examples seen"
     titles = [
-        (seen, "batch size (examples)"),
-        (seen, "test accuracy (%)"),
-        (seen, "learning rate"),
+        ("examples", "batch size (examples)"),
+        ("examples", "test accuracy (%)"),
+        ("examples", "learning rate"),
         ("updates", "test accuracy (%)"),
     ]
     settings: dict[str, Any] = {}
     for index, (across, up) in enumerate(titles):
-        column, row = COLUMNS[index % 2], ROWS[index // 2]
         panel = "" if index == 0 else str(index + 1)
         settings[f"xaxis{panel}"] = axis(
-            across, domain=column, anchor=f"y{panel}", rangemode="tozero"
+            across if across == "updates" else "examples seen",
+            domain=COLUMNS[index % 2],
+            anchor=f"y{panel}",
+            range=[0, 1.02 * max(point[across] for point in points)],
+            tickformat=",",
         )
-        settings[f"yaxis{panel}"] = axis(up, domain=row, anchor=f"x{panel}")
+        settings[f"yaxis{panel}"] = axis(up, domain=ROWS[index // 2], anchor=f"x{panel}")
     for panel, key, words in (
         ("", "batch_size", format_count),
         ("3", "learning_rate", format_learning_rate),
@@ -119,7 +122,12 @@ def _lay_out(figure: go.Figure, task: dict[str, Any]) -> None:
             "tickvals": ticks, "ticktext": [words(tick) for tick in ticks],
         }  # fmt: skip
     figure.update_layout(
-        **settings, width=WIDTH, paper_bgcolor="white", plot_bgcolor="white", showlegend=True
+        **settings,
+        width=WIDTH,
+        paper_bgcolor="white",
+        plot_bgcolor="white",
+        showlegend=True,
+        font_family=FONT,
     )
 
 
