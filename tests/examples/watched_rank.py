@@ -31,7 +31,7 @@ def digest(tensor: torch.Tensor) -> str:
 
 def main(folder: Path, kill_after: int) -> None:
     sys.path.insert(0, str(EXAMPLES))
-    example = importlib.import_module("start_small_and_grow_ddp")
+    example: Any = importlib.import_module("start_small_and_grow_ddp")
     rank = int(os.environ["RANK"])
     rows: dict[int, list[str]] = {}
     optimizers: list[Optimizer] = []
