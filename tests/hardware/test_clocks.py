@@ -1,10 +1,8 @@
 """Clocks, parts and workers. Oracle: closed form (a clock that only the chosen costs advance)."""
 
-import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from rightbatch._time import wall_clock
-from rightbatch.hardware import measure_throughput
 from rightbatch.hardware.clocks import Loop, measure_workers
 from rightbatch.hardware.processor import Processor
 from rightbatch.hardware.workload import batches_in_process
@@ -217,92 +214,5 @@ class OnlyHere(Dataset[Tensor]):
 
 def test_a_data_set_that_refuses_workers_is_measured_without_them() -> None:
     task = task_with(lambda size: None, dataset=OnlyHere(), batch_size=8)
-    profile = measure_throughput(task, [4, 8], time_budget_seconds=1.0)
-    assert profile.workers == ()
-    assert profile.bottleneck == "loading"
-    assert "num_workers" in profile.advice
-
-
-# Five tasks of known bottleneck, on the wall clock. Each cause outweighs the rest by far.
-
-
-@pytest.fixture
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def square(model: nn.Module, batch: Tensor) -> Tensor:
-    return model(batch).square().mean()
-
-
-def made(model: nn.Module, dataset: Any, loss: Any = square, **options: Any) -> Task:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    return Task(model, optimizer, dataset, loss, **options)
-
-
-def slow_loader() -> Task:
-    return made(nn.Linear(1, 1), Sleepy(), lambda model, batch: square(model, batch[:, None]))
-
-
-def tiny_model() -> Task:
-    return made(nn.Linear(4, 1), torch.randn(64, 4))
-
-
-def large_model() -> Task:
-    layers = itertools.chain.from_iterable((nn.Linear(256, 256), nn.ReLU()) for _ in range(4))
-    return made(nn.Sequential(*layers), torch.randn(2048, 256))
-
-
-class Ragged(Dataset[Tensor]):
-    """Mostly short examples, one in eight a hundred times as long."""
-
-    def __len__(self) -> int:
-        return 512
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.ones(400 if index % 8 == 0 else 4, 64)
-
-
-def ragged() -> Task:
-    def collate(examples: list[Tensor]) -> Tensor:
-        return nn.utils.rnn.pad_sequence(examples, batch_first=True)
-
-    def units(batch: Tensor) -> float:
-        return batch[..., 0].sum().item()
-
-    def loss(model: nn.Module, batch: Tensor) -> Tensor:
-        return model(batch).square().sum() / units(batch)
-
-    return made(nn.Linear(64, 64), Ragged(), loss, collate_fn=collate, weight=units)
-
-
-def lock_step() -> Task:
-    def loss(model: nn.Module, batch: Tensor) -> Tensor:
-        time.sleep(0.03)  # as long as the slowest rank of a collective takes
-        return square(model, batch)
-
-    return made(nn.Linear(4, 1), torch.randn(64, 4), loss)
-
-
-MADE = {
-    "slow loader": (slow_loader, [4, 16], "loading", "No batch size helps"),
-    "tiny model": (tiny_model, [4, 64], "overhead", "larger batch"),
-    "large model": (large_model, [16, 256, 2048], "compute", "more devices"),
-    "padding-bound": (ragged, [1, 4, 64], "padding", "similar length"),
-    "lock-step sleep": (lock_step, [4, 64], "sync", "a slower rank"),
-}
-
-
-@pytest.mark.parametrize(("make", "sizes", "name", "advice"), MADE.values(), ids=MADE)
-@pytest.mark.usefixtures("_one_thread", "float32")
-def test_the_bottleneck_of_a_made_task_is_named(
-    make: Callable[[], Task], sizes: list[int], name: str, advice: str
-) -> None:
-    profile = measure_throughput(make(), sizes, time_budget_seconds=4.0)
-    assert profile.bottleneck == name, profile
-    assert advice in profile.advice
-    assert profile.clocks is not None
-    assert profile.shares is not None
+    loop = loop_of(task, wall_clock)
+    assert measure_workers(loop, known(1.0, 0.1), seconds=60.0) == ()
