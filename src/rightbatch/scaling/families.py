@@ -49,14 +49,10 @@ _ADAM = OptimizerFamily(
     bias_corrected=True,
 )
 _ADAMW = replace(_ADAM, decoupled=True)
-_NADAM = OptimizerFamily(
-    step="normalised",
-    first_beta="beta1",
-    second_beta="beta2",
-    eps="eps",
-    # Its first moment is corrected by a product of past betas that its own state keeps.
+_NADAM = replace(
+    _ADAM,
+    first_moment=None,  # corrected by a product of past betas that its own state keeps
     second_moments=("exp_avg_sq",),
-    bias_corrected=True,
     unscaled=("momentum_decay",),
 )
 _SGD = OptimizerFamily(step="gradient", momentum="momentum", momentum_buffer="momentum_buffer")

@@ -192,6 +192,14 @@ def _near(value: float, expected: float) -> bool:
     return math.isfinite(value) and math.isclose(value, expected, rel_tol=_TOLERANCE)
 
 
+def _all_near(values: Sequence[float], expected: float) -> bool:
+    return all(_near(value, expected) for value in values)
+
+
+def _norm_ratios(changes: Sequence[Tensor], reference: Sequence[Tensor]) -> list[float]:
+    return [float(a.norm() / b.norm()) for a, b in zip(changes, reference, strict=True)]
+
+
 def _layerwise_without_decay(plain: Sequence[float], decayed: Sequence[float]) -> Invariant:
     holds = _near(plain[0], plain[1])
     found = (
@@ -214,10 +222,10 @@ def _layerwise_without_decay(plain: Sequence[float], decayed: Sequence[float]) -
 def _scale_invariant(make: Make) -> Invariant:
     once = _Trial(make).step()
     larger = _Trial(make).step([1000 * norm for norm in _GRAD_NORMS])
-    ratios = [float(b.norm() / a.norm()) for a, b in zip(once, larger, strict=True)]
+    ratios = _norm_ratios(larger, once)
     return Invariant(
         name="scale invariance",
-        holds=all(_near(ratio, 1.0) for ratio in ratios),
+        holds=_all_near(ratios, 1.0),
         found=f"gradients 1000 times larger make a first step {max(ratios):.4g} times larger, "
         "and it must stay.",
     )
@@ -235,7 +243,7 @@ def _requested_rate(
         found += ". That is 1 / (1 - beta1): the rate was divided by the correction for bias"
     return Invariant(
         name="first step at the requested rate",
-        holds=all(_near(ratio, 1.0) for ratio in ratios),
+        holds=_all_near(ratios, 1.0),
         found=f"{found}.",
     )
 
@@ -256,7 +264,7 @@ def _steady_length(shares: Sequence[Sequence[float]], group: Mapping[str, Any]) 
         found += ". They follow 1 / (1 - beta1^t): the rate was divided by the correction for bias"
     return Invariant(
         name="steady length",
-        holds=all(_near(ratio, 1.0) for ratio in relative),
+        holds=_all_near(relative, 1.0),
         found=f"{found}.",
     )
 
@@ -265,7 +273,7 @@ def _decay_inside(decayed: Sequence[float], plain: Sequence[float]) -> Invariant
     ratios = [_ratio(a, b) for a, b in zip(decayed, plain, strict=True)]
     return Invariant(
         name="weight decay inside the ratio of norms",
-        holds=all(_near(ratio, 1.0) for ratio in ratios),
+        holds=_all_near(ratios, 1.0),
         found=f"with weight_decay={_DECAY} the first step has {ratios[0]:.4g} and "
         f"{ratios[1]:.4g} times the length without, and must keep it: decay turns a step of LAMB "
         "and does not lengthen it.",
@@ -284,7 +292,7 @@ def _seeded_momentum(shares: Sequence[Sequence[float]], group: Mapping[str, Any]
         "under one constant gradient the second step is "
         f"{ratios[0]:.4g} and {ratios[1]:.4g} times the first, and must be {expected:.4g} times"
     )
-    holds = all(_near(ratio, expected) for ratio in ratios)
+    holds = _all_near(ratios, expected)
     if not holds and all(ratio < expected for ratio in ratios):
         found += ": the momentum starts too large, as when it is seeded with the raw gradient"
     return Invariant(name="seeded momentum", holds=holds, found=f"{found}.")
@@ -310,10 +318,10 @@ def _decay_of_lars(make: Make, plain: Sequence[float]) -> Invariant:
 
 def _proportional(make: Make) -> Invariant:
     once, twice = _Trial(make).step(), _Trial(make, rate=2 * _RATE).step()
-    ratios = [float(b.norm() / a.norm()) for a, b in zip(once, twice, strict=True)]
+    ratios = _norm_ratios(twice, once)
     return Invariant(
         name="proportional to the rate",
-        holds=all(_near(ratio, 2.0) for ratio in ratios),
+        holds=_all_near(ratios, 2.0),
         found=f"twice the rate makes the first step {ratios[0]:.4g} and {ratios[1]:.4g} times as "
         "long, and it must be 2 times.",
     )
