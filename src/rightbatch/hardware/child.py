@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
@@ -50,8 +50,11 @@ class Job:
     batch_size: int
     steps: int  # at least
     most_steps: int  # while the peak still grows
+    long_steps: int  # as long as they take no more than `patience_seconds`
+    patience_seconds: float
     accumulation_steps: int
     budget_bytes: int  # above what is in use once the task is there
+    loose_bytes: int  # a limit of its own for what ran out, only to learn how much it takes
     enforced: bool  # whether the system is to refuse more than that
     seconds: float | None  # give up beforehand where the steps would take longer
     seed: int
@@ -112,14 +115,16 @@ class _Attempt:
         else:
             self._next = lambda: to_device(worst_case(job.batch_size), self._device)
         self._batch_bytes = 0
+        self._had_state = bool(task.optimizer.state)
 
     def run(self) -> Answer:
         """Take the steps; whatever goes wrong is an outcome."""
         _wake_up(self._device)
         meter = meter_for(self._device)
         guard = _limit_for(self._device, self._job)
+        begin = wall_clock()
         try:
-            outcome = self._steps(meter, guard)
+            answer = self._steps(meter, guard)
         except Exception as error:
             guard.lift()
             kind = classify(error)
@@ -128,14 +133,37 @@ class _Attempt:
                 kind = "oom"
             if kind is None:
                 raise
-            outcome = Answer(outcome=kind, note=f"{type(error).__name__}: {error}"[:500])
+            answer = Answer(outcome=kind, note=f"{type(error).__name__}: {error}"[:500])
+        # Outside of `except`, where no traceback holds the tensors of the failed step.
+        in_time = self._job.seconds is None or wall_clock() - begin < self._job.seconds
+        if answer.outcome == "oom" and self._job.loose_bytes > self._job.budget_bytes and in_time:
+            answer = self._beyond(meter, guard, answer)
         guard.lift()
-        return outcome
+        return answer
+
+    def _beyond(self, meter: Meter, guard: "_Limit", refused: Answer) -> Answer:
+        """Learn how much a size takes that was refused: the next one is then chosen well."""
+        optimizer = self._task.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        if not self._had_state:
+            optimizer.state.clear()  # half of it may have been made
+        reclaim(self._device)
+        guard.loosen(self._job.loose_bytes)
+        self._job = replace(self._job, long_steps=0)
+        try:
+            ran = self._steps(meter, guard)
+        except Exception:  # whatever it is, the answer is known
+            return refused
+        if ran.outcome != "ok" or ran.peak_bytes is None:
+            return refused
+        # Pages that are asked for and not touched are refused too, and are in no peak.
+        least = max(ran.peak_bytes, self._job.budget_bytes)
+        return replace(refused, peak_bytes=least)
 
     def _steps(self, meter: Meter, guard: "_Limit") -> Answer:
         meter.reset()
         spent, peaks, left_over = 0.0, list[int](), list[int]()
-        while len(peaks) < self._job.steps or self._grows(peaks):
+        while self._goes_on(peaks, spent):
             start = wall_clock()
             take_step(self._task, self._batch, self._job.accumulation_steps)
             synchronize(self._device)
@@ -157,6 +185,12 @@ class _Attempt:
             peak_bytes=peak,
             seconds_per_example=self._each(spent, len(peaks)),
         )
+
+    def _goes_on(self, peaks: list[int], spent: float) -> bool:
+        """Whether the steps so far are too few, or more of them cost little."""
+        job = self._job
+        patient = len(peaks) < job.long_steps and spent < job.patience_seconds
+        return len(peaks) < job.steps or patient or self._grows(peaks)
 
     def _grows(self, peaks: list[int]) -> bool:
         """Whether one of the last steps took more memory than all before it.
@@ -213,6 +247,9 @@ class _Limit:
     def thrashed(self) -> bool:
         return False
 
+    def loosen(self, budget_bytes: int) -> None:
+        pass
+
     def lift(self) -> None:
         pass
 
@@ -227,8 +264,14 @@ class _ProcessLimit(_Limit):
             import resource
 
             self._soft = resource.getrlimit(resource.RLIMIT_DATA)
-            own = self._read("VmData:") + job.budget_bytes
-            hard = self._soft[1]
+            self._held = self._read("VmData:")
+            self.loosen(job.budget_bytes)
+
+    def loosen(self, budget_bytes: int) -> None:
+        if self._soft is not None:
+            import resource
+
+            own, hard = self._held + budget_bytes, self._soft[1]
             soft = own if hard == resource.RLIM_INFINITY else min(own, hard)
             resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
@@ -251,11 +294,15 @@ class _CudaLimit(_Limit):
     """The caching allocator's own limit, and its signs of distress."""
 
     def __init__(self, device: torch.device, job: Job) -> None:
-        self._device = device
-        if job.enforced:
-            _, total = torch.cuda.mem_get_info(device)
-            own = torch.cuda.memory_reserved(device) + job.budget_bytes
-            torch.cuda.set_per_process_memory_fraction(min(1.0, own / total), device)
+        self._device, self._enforced = device, job.enforced
+        self._held = torch.cuda.memory_reserved(device)
+        self.loosen(job.budget_bytes)
+
+    def loosen(self, budget_bytes: int) -> None:
+        if self._enforced:
+            _, total = torch.cuda.mem_get_info(self._device)
+            share = (self._held + budget_bytes) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share), self._device)
         self._before = self._distress()
 
     def thrashed(self) -> bool:
@@ -274,9 +321,13 @@ class _MpsLimit(_Limit):
     """A share of what the driver recommends."""
 
     def __init__(self, job: Job) -> None:
-        if job.enforced:
-            own = torch.mps.driver_allocated_memory() + job.budget_bytes
-            share = own / torch.mps.recommended_max_memory()
+        self._enforced = job.enforced
+        self._held = torch.mps.driver_allocated_memory()
+        self.loosen(job.budget_bytes)
+
+    def loosen(self, budget_bytes: int) -> None:
+        if self._enforced:
+            share = (self._held + budget_bytes) / torch.mps.recommended_max_memory()
             torch.mps.set_per_process_memory_fraction(min(1.0, share))
 
 

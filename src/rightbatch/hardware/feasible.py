@@ -14,13 +14,14 @@ from typing import final
 from rightbatch.hardware.search import Probe, memory_bound
 from rightbatch.results import MemoryPoint, MemoryProfile, Status
 
-_OVERHEAD = 1.5  # real over predicted, until the first real peak says otherwise
-_STEEPEST = 1.6  # real bytes for a predicted byte more, beyond a real peak
-_FAR, _STEEPEST_FAR = 2, 2.2  # the same, where the size would grow by more than so many times
-_WORSE = 1.3  # after a failure, the overhead is at least so much larger than assumed
-_AIM = 0.94  # of what may be used
-_FULL = 0.9  # of what may be used; then the answer is good enough
-_CLOSE = 0.02  # of a batch size
+_OVERHEAD = 1.35  # real over predicted, until the first real peak says otherwise
+_LEAST_OVERHEAD = 1.2  # of the smallest size
+_WORSE = 1.3  # times what may be used: the peak of a size that failed, where it is not known ...
+_BETWEEN = 1.1  # ... and where a smaller size fits
+_LEAST_SLOPE = 1.0  # real bytes for a predicted byte more: what is alive is in memory
+_MOST_SLOPE = 4.0  # two peaks close together would follow the noise of a heap
+_AIM = 0.97  # of what may be used
+_CLOSE = 0.05  # of a batch size: not worth another try
 _MOST_PROBES = 3
 _HALF = 0.5
 _MOST_FAILURES = 5  # in a row, with nothing verified
@@ -74,7 +75,6 @@ class _Search:
     cap: int
     budget_bytes: int
     points: list[MemoryPoint] = field(default_factory=list[MemoryPoint])
-    overhead: float = _OVERHEAD
     spare: float = 0.0
 
     @property
@@ -94,29 +94,43 @@ class _Search:
     def next_size(self, floor: int) -> int:
         """Choose the size whose real peak is expected to nearly fill what may be used."""
         failed, best = self.failed(), self.verified()
-        target = _AIM * self.usable_bytes / self.overhead
-        if best is not None and best.peak_bytes is not None:
-            # What real steps need besides is partly fixed: only the rest grows with the batch.
-            here = self.predict(best.batch_size)
-            slope = min(max(best.peak_bytes / max(1, here), 1.0), _STEEPEST)
-            room = _AIM * self.usable_bytes - best.peak_bytes
-            if largest_within(self.predict, self.cap, int(here + room / slope)) > (
-                _FAR * best.batch_size
-            ):
-                slope = _STEEPEST_FAR
-            target = here + room / slope
-        size = largest_within(self.predict, self.cap, int(target))
+        size = min(self._expected(floor), self.cap)
         if failed is not None and size >= failed:
             size = failed // 2 if best is None else (best.batch_size + failed) // 2
         return max(size, floor)
 
-    def learn(self, size: int, peak_bytes: int | None) -> None:
-        """Assume a larger overhead after a failure: at least what fills the budget there."""
-        predicted = max(1, self.predict(size))
-        if peak_bytes is None:
-            self.overhead = _WORSE * max(self.overhead, self.usable_bytes / predicted)
-        else:
-            self.overhead = max(self.overhead, peak_bytes / predicted)
+    def _expected(self, floor: int) -> int:
+        aim = _AIM * self.usable_bytes
+        peaks = sorted((p.batch_size, self._peak_of(p)) for p in self.points)
+        below = [pair for pair in peaks if pair[1] <= aim]
+        above = [pair for pair in peaks if pair[1] > aim]
+        if below:
+            return self._along(below, above[:1], aim)
+        least = _LEAST_OVERHEAD * self.predict(floor)
+        if not above or least >= aim:
+            return largest_within(self.predict, self.cap, int(aim / _OVERHEAD))
+        # Real peaks are convex: below the chord from what the smallest size takes at least.
+        size, peak = above[0]
+        return floor + int((size - floor) * (aim - least) / (peak - least))
+
+    def _peak_of(self, point: MemoryPoint) -> int:
+        """Return the peak of a try, or what to assume of one that failed without a telling one."""
+        peak = point.peak_bytes or 0
+        if point.outcome == "ok" or peak > self.usable_bytes:
+            return peak
+        beyond = _WORSE if self.verified() is None else _BETWEEN
+        return max(peak, int(beyond * self.usable_bytes))
+
+    def _along(self, below: list[tuple[int, int]], above: list[tuple[int, int]], aim: float) -> int:
+        """Follow the line through the two nearest peaks, or go on in proportion to one."""
+        size, peak = below[-1]
+        predicted = self.predict(size)
+        slope = peak / max(1, predicted)
+        for other_size, other_peak in above or below[-2:-1]:
+            if (other := self.predict(other_size)) != predicted:
+                slope = (other_peak - peak) / (other - predicted)
+        slope = min(max(slope, _LEAST_SLOPE), _MOST_SLOPE)
+        return largest_within(self.predict, self.cap, int(predicted + (aim - peak) / slope))
 
 
 def search_predicted(
@@ -153,7 +167,7 @@ def search_predicted(
         ...     lambda size: ProbeOutcome("ok", 100 + 12 * size),
         ...     cap=10_000, budget_bytes=12_100)
         >>> profile.max_verified_batch_size, profile.upper_bound  # of 1,000 at most
-        (937, 1210)
+        (968, 1210)
     """
     search = _Search(predict, cap, budget_bytes, spare=spare)
     bound = largest_within(predict, cap, budget_bytes)
@@ -194,14 +208,13 @@ def _probe(search: _Search, probe: Probe, floor: int) -> Status:
                 outcome=outcome,
             )
         )
-        search.learn(size, result.peak_bytes)
         if outcome in ("slow", "hang"):
             status = Status.OUT_OF_TIME
             search.cap = min(search.cap, max(floor, size // 4))
         best = search.verified()
         if best is None and size <= floor:
             return Status.OUT_OF_TIME if status is Status.OUT_OF_TIME else Status.NOTHING_FITS
-        if best is not None and (_is_full(search, best) or tried >= _most(search, best)):
+        if best is not None and (_is_all(search, best) or tried >= _most(search, best)):
             return status
         following = search.next_size(floor)
         if best is not None and following - best.batch_size <= _CLOSE * best.batch_size:
@@ -216,13 +229,9 @@ def _most(search: _Search, best: MemoryPoint) -> int:
     return _MOST_PROBES + (best.batch_size < _HALF * room)
 
 
-def _is_full(search: _Search, best: MemoryPoint) -> bool:
+def _is_all(search: _Search, best: MemoryPoint) -> bool:
     room = (search.failed() or search.cap + 1) - 1
-    return (
-        best.batch_size >= room
-        or best.batch_size >= search.cap
-        or (best.peak_bytes or 0) >= _FULL * search.usable_bytes
-    )
+    return best.batch_size >= min(room, search.cap)
 
 
 def _with_predictions(search: _Search, bound: int, cap: int) -> tuple[MemoryPoint, ...]:

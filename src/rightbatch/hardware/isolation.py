@@ -37,6 +37,8 @@ from rightbatch.task import Task
 _START_SECONDS = 60.0  # to import torch and build the task, on a busy machine
 _STDERR_BYTES = 4000
 _MOST_STEPS = 12
+_LONG_STEPS = 50  # a heap is cut up further for as long: where they are quick, take them all
+_PATIENCE_SECONDS, _PATIENCE_SHARE = 10.0, 0.1  # of the time there is
 
 
 class CannotIsolate(TaskError):
@@ -73,8 +75,11 @@ class Isolated:
             batch_size=1,
             steps=3,
             most_steps=_MOST_STEPS if task.device.type == "cpu" else 3,
+            long_steps=_LONG_STEPS if task.device.type == "cpu" else 3,
+            patience_seconds=_PATIENCE_SECONDS,
             accumulation_steps=accumulation_steps,
             budget_bytes=0,
+            loose_bytes=0,
             enforced=enforced,
             seconds=None,
             seed=seed,
@@ -102,14 +107,23 @@ class Isolated:
         self._folder.cleanup()
 
     def try_size(
-        self, size: int, *, budget_bytes: int, steps: int = 3, seconds: float = math.inf
+        self,
+        size: int,
+        *,
+        budget_bytes: int,
+        loose_bytes: int = 0,
+        steps: int = 3,
+        seconds: float = math.inf,
     ) -> Answer:
         """Take some steps at one batch size, there.
 
         Args:
             size: Examples.
             budget_bytes: Above what is in use once the task is there.
-            steps: Optimizer steps at least; on a CPU more, up to 12, while the peak still grows.
+            loose_bytes: Where the budget does not suffice, a few steps follow under this limit,
+                only to learn the peak. By default none do.
+            steps: Optimizer steps at least; on a CPU more, up to 12, while the peak still grows,
+                and up to 50 within ten seconds.
             seconds: To be spent on the steps; afterwards the process is killed.
 
         Returns:
@@ -128,8 +142,10 @@ class Isolated:
             self._job,
             batch_size=size,
             budget_bytes=budget_bytes,
+            loose_bytes=loose_bytes,
             steps=steps,
             most_steps=max(steps, self._job.most_steps),
+            patience_seconds=min(_PATIENCE_SECONDS, _PATIENCE_SHARE * seconds),
             seconds=seconds if limited else None,
         )
         (folder / "job.json").write_text(json.dumps(asdict(job)))

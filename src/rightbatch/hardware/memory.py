@@ -44,8 +44,8 @@ from rightbatch.task.preflight import mixes_examples
 
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
-_CPU_SPARE = 0.04  # of the budget: over a long run a heap is cut up further, see docs/memory.md
-_HEAP_NOISE_BYTES, _MOST_SPARE = 12 * 2**20, 0.1  # two runs of one size differ by so much
+_CPU_SPARE = 0.02  # of the budget: the heaps of two runs of one size differ by so much
+_LOOSE = 2.0  # times the budget, to learn the peak of a size that was refused
 _CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
 
 
@@ -174,10 +174,7 @@ class _Hunt:
         self._cap = task.max_batch_size or NO_CAP
         self._floor = 2 if mixes_examples(task.model) else 1
         self._first = task.batch_size or min(_FIRST, self._cap)
-        self._spare_share = 0.0
-        if task.device.type == "cpu":
-            noise = min(_MOST_SPARE, _HEAP_NOISE_BYTES / budget)
-            self._spare_share = max(_CPU_SPARE, noise)
+        self._spare_share = _CPU_SPARE if task.device.type == "cpu" else 0.0
         self._units = 1.0
         self._notes: list[str] = []
         self._worst_case = self._find_worst_case()
@@ -281,6 +278,9 @@ class _Hunt:
 
     def _probe_of(self, isolated: Isolated) -> Probe:
         spare = int((1 - self._spare_share) * self._budget) - self._held
+        # Only as far as it is safe: where the budget is all there is, nothing is looser.
+        safe = device_budget_bytes(self._task.device)
+        loose = min(int(_LOOSE * self._budget) - self._held, safe)
 
         def probe(size: int) -> ProbeOutcome:
             self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")
@@ -290,7 +290,9 @@ class _Hunt:
             if seconds <= 0:
                 return ProbeOutcome("slow", None)
             try:
-                answer = isolated.try_size(size, budget_bytes=spare, steps=_STEPS, seconds=seconds)
+                answer = isolated.try_size(
+                    size, budget_bytes=spare, loose_bytes=loose, steps=_STEPS, seconds=seconds
+                )
             except Exception as error:
                 error.add_note(f"while trying batch size {size}")
                 raise
