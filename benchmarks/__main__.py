@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks import controller as controllers
 from benchmarks import coverage as coverages
 from benchmarks import decision as decisions
 from benchmarks import geometry as geometries
@@ -35,6 +36,7 @@ TRAINING: dict[str, tuple[ModuleType, Any]] = {
     "scaling": (scalings, scalings.scaling),
     "ghost": (ghost_norms, ghost_norms.ghost_norm),
     "increase": (increase_batches, increase_batches.increase_batch),
+    "controller": (controllers, controllers.controller),
 }
 
 
