@@ -14,7 +14,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import rightbatch as rb
-from rightbatch.scaling import OptimizerFamily, Validity, register_optimizer
+from rightbatch.scaling import OptimizerFamily, Validity, batch_size_set_for, register_optimizer
 from tests.scaling.optimizers import NAMES, every_registered_name, make
 
 SETTINGS = ("lr", "momentum", "alpha", "eps", "weight_decay", "betas")
@@ -194,6 +194,39 @@ def test_what_the_second_moment_remembers_fades_with_its_beta() -> None:
     assert growths[0] == 1.0
     assert 1.0 < growths[1] < growths[2]
     assert growths[2] == pytest.approx(4, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("Adam", {"betas": (0.9, 0.99)}), ("RMSprop", {"alpha": 0.99})]
+)
+def test_what_the_second_moment_remembers_is_averaged_as_it_is(
+    name: str, options: dict[str, Any]
+) -> None:
+    """The definition: 1 / batch size through the same average, step by step.
+
+    Adam's begins at 0 and is corrected for it; RMSprop's is not, and keeps what it begins with.
+    """
+    optimizer, generator = two_groups(name, **options), torch.Generator().manual_seed(1)
+    rb.scale_hyperparameters(optimizer, 64, 16)  # as if its 5 steps had been at 16
+    rb.scale_hyperparameters(optimizer, 16, 64)
+    for _ in range(10):
+        step(optimizer, generator)
+    report = rb.scale_hyperparameters(optimizer, 64, 16)
+    average = 0.0 if name == "Adam" else 1 / 16
+    for inverse in [1 / 16] * 5 + [1 / 64] * 10:
+        average = 0.99 * average + 0.01 * inverse
+    average /= 1 - 0.99**15 if name == "Adam" else 1.0
+    assert report.hyperparameters["second_moment"] == pytest.approx(1 / 16 / average, rel=1e-12)
+
+
+def test_a_first_moment_that_keeps_its_own_corrections_is_left_alone() -> None:
+    """NAdam divides by a product of the betas that each step had."""
+    optimizer = two_groups("NAdam")
+    before = [state["exp_avg"].clone() for state in optimizer.state.values()]
+    rb.scale_hyperparameters(optimizer, 64, 128, first_beta="examples")
+    assert optimizer.param_groups[0]["betas"][0] == pytest.approx(0.9**2)
+    for state, old in zip(optimizer.state.values(), before, strict=True):
+        assert torch.equal(state["exp_avg"], old)
 
 
 @pytest.mark.parametrize("to_size", [4, 16, 256, 1024])
@@ -585,3 +618,12 @@ def test_a_given_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="`learning_rate` must be positive, got"):
         rb.scale_hyperparameters(optimizer, 8, 32, learning_rate=rate)
     assert optimizer.param_groups[0]["lr"] == 0.01
+
+
+def test_an_optimizer_knows_what_size_it_was_moved_to_unless_a_group_joined_later() -> None:
+    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.01)
+    assert batch_size_set_for(optimizer) is None
+    rb.scale_hyperparameters(optimizer, 8, 32)
+    assert batch_size_set_for(optimizer) == 32
+    optimizer.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
+    assert batch_size_set_for(optimizer) is None

@@ -217,6 +217,10 @@ def test_staying_changes_nothing_and_is_valid(name: str) -> None:
     assert all(change.before == change.after for change in report.changes)
 
 
+def test_an_average_without_memory_is_valid_where_the_size_stays() -> None:
+    assert scaled_hyperparameters("AdamW", {**ADAMW, "beta1": 0.0}, 64, 64).valid
+
+
 def test_an_unknown_optimizer_says_which_parts_were_not_scaled() -> None:
     report = scaled_hyperparameters("AdamZ", {"lr": 0.1, "rho": 0.9, "off": 0.0}, 8, 32)
     assert report.after("lr") == 0.2
