@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from rightbatch.plan import plan
 from rightbatch.plan.inputs import Inputs
 from rightbatch.plan.settings import settings_at
 from rightbatch.results import Change, Validity
@@ -70,3 +71,8 @@ def test_without_a_measured_rate_the_rule_decides() -> None:
     moved = settings_at(inputs(), 64, None, "")
     assert moved.hyperparameters["lr"] == pytest.approx(0.2)  # the square root of 4
     assert change(moved.changes, "lr").why == "sqrt rule"
+
+
+def test_the_plan_passes_the_warnings_on() -> None:
+    made = plan(throughput(), critical(), facts(batch_size=None))
+    assert any("Today's batch size is not known" in warning for warning in made.warnings)
