@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import rightbatch as rb
 from benchmarks import increase_batch
 from benchmarks.increase_batch import as_markdown, train, tuned_rate
 from benchmarks.increase_batch_claims import judge, mean_and_deviation, paired, pooled_deviation
@@ -85,6 +86,76 @@ def test_train_loss_is_the_mean_over_the_examples_since_the_point_before(
     assert curve[0]["train_loss"] != curve[1]["train_loss"]
 
 
+def test_a_constant_way_is_plain_sgd_with_momentum(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(increase_batch, "EPOCHS", 1)
+    model = problem.model(3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for numbers in rb.BatchSizeSampler(NUM_TRAIN, 4, seed=3):
+        inputs, labels = (column[numbers] for column in problem.train.columns)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    curve = run(problem, "constant")["curve"]
+    by_hand = [float(np.mean(losses[:25])), float(np.mean(losses[25:]))]
+    assert [point["train_loss"] for point in curve] == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_seeds_differ_in_weights_and_order_and_the_judge_is_the_rows_given(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(increase_batch, "EPOCHS", 1)
+    inputs, labels = problem.test.columns
+
+    def ends(seed: int, judged_on: Rows, rate: float = 0.05) -> dict[str, Any]:
+        done = train(problem, "constant", rate=rate, seed=seed, judged_on=judged_on)
+        return done["curve"][0]
+
+    same_order = {ends(seed, problem.test)["train_loss"] for seed in (3, 3, 4)}
+    assert len(same_order) == 2
+    right, wrong = (ends(3, Rows(inputs, said))["accuracy"] for said in (labels, 1 - labels))
+    assert right + wrong == pytest.approx(1.0)
+    # The same weights for all seeds, which do not move: the halves differ by their order alone.
+    fixed = nn.Linear(2, 2, dtype=torch.float32)
+    monkeypatch.setattr(Problem, "model", lambda self, seed: fixed)
+    assert ends(3, problem.test, 0.0)["train_loss"] != ends(4, problem.test, 0.0)["train_loss"]
+
+
+def test_the_rate_is_chosen_by_the_decaying_way_on_validation_rows_and_a_seed_of_its_own(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, float, int, str]] = []
+    validation = Rows(*problem.test.columns)
+    split = Problem(
+        name="clouds",
+        train=problem.train,
+        validation=validation,
+        test=problem.test,
+        make_model=problem.make_model,
+    )
+
+    def recorded(
+        problem: Problem, way: str, *, rate: float, seed: int, judged_on: Rows
+    ) -> dict[str, Any]:
+        calls.append((way, rate, seed, "validation" if judged_on is validation else "test"))
+        return {"accuracy": 0.9 if rate == 0.02 else 0.5}
+
+    monkeypatch.setattr(increase_batch, "train", recorded)
+    done = increase_batch._compare(split, lambda _: None)
+    assert calls[:4] == [("decay", rate, 1000, "validation") for rate in (0.01, 0.02, 0.04, 0.08)]
+    assert sorted(calls[4:]) == sorted(
+        (way, 0.02, seed, "test") for way in ("constant", "decay", "grow") for seed in range(4)
+    )
+    assert done["learning_rate"] == 0.02
+    assert {way: len(runs) for way, runs in done["runs"].items()} == dict.fromkeys(
+        ("constant", "decay", "grow"), 4
+    )
+
+
 @pytest.mark.parametrize("best", [0.0025, 0.01, 0.02, 0.08, 0.32])
 def test_the_search_goes_on_while_the_best_rate_is_at_an_end(best: float) -> None:
     rate, tried = tuned_rate(lambda rate: -abs(np.log(rate / best)))
@@ -134,6 +205,11 @@ def test_pairs_are_of_one_seed() -> None:
         ([{"constant": 0.92, "grow": 0.9}], "cannot tell here", "cannot tell here"),
         (
             [{"constant": 0.85, "grow": 0.9}, {"constant": 0.85, "grow": 0.8}],
+            "holds in part",
+            "holds in part",
+        ),
+        (
+            [{"constant": 0.85, "grow": 0.9, "updates": 61}, {"constant": 0.85, "grow": 0.8}],
             "holds in part",
             "holds in part",
         ),
