@@ -354,9 +354,16 @@ def test_a_setting_changed_by_hand_is_taken_as_it_is() -> None:
 
 def test_another_size_than_the_one_it_was_left_at_starts_a_new_history() -> None:
     optimizer = two_groups("SGD")
-    rb.scale_hyperparameters(optimizer, 64, 512, rule="linear", edge=0.02)
+    rb.scale_hyperparameters(optimizer, 64, 512, rule="linear", edge=0.03)
     rb.scale_hyperparameters(optimizer, 128, 64, rule="linear")
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.015)  # not the 0.01 of before
+
+
+def test_a_first_beta_to_keep_is_the_one_of_now() -> None:
+    optimizer = two_groups("Adam")
+    rb.scale_hyperparameters(optimizer, 64, 128)
+    rb.scale_hyperparameters(optimizer, 128, 256, first_beta="keep")
+    assert optimizer.param_groups[0]["betas"][0] == pytest.approx(0.9**2)
 
 
 def test_a_group_that_joins_later_moves_along() -> None:
