@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rightbatch import hardware
 from rightbatch.errors import TaskError
+from rightbatch.hardware.child import Answer
 from rightbatch.hardware.isolation import CannotIsolate, Isolated
 from rightbatch.results import Status
 from rightbatch.task import Task
@@ -92,6 +93,48 @@ def test_memory_above_the_budget_is_refused_and_not_taken():
     answer = outcome_of(None, size=1000)
     assert (answer.outcome, answer.peak_bytes) == ("oom", None)
     assert "allocate memory" in answer.note
+
+
+@linux
+def test_what_was_refused_goes_on_under_a_looser_limit_to_learn_its_peak():
+    """120 MiB at least, of 100 that are allowed."""
+    answer = outcome_of(None, size=120, budget=100 * MIB, loose_bytes=900 * MIB)
+    assert answer.outcome == "oom"
+    assert 120 * MIB <= answer.peak_bytes <= 900 * MIB
+    assert "allocate memory" in answer.note
+
+
+@linux
+def test_the_looser_limit_is_a_limit_too():
+    answer = outcome_of(None, size=1000, budget=200 * MIB, loose_bytes=400 * MIB)
+    assert (answer.outcome, answer.peak_bytes) == ("oom", None)
+
+
+@linux
+def test_state_that_was_half_made_when_memory_ran_out_is_made_anew():
+    """A weight of 40 MiB, its gradient, and two averages, of which one does not fit."""
+    model = nn.Linear(10 * MIB, 1, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    task = Task(model, optimizer, torch.zeros(8, 1), lambda m, x: m.weight.sum() * x.sum())
+    with Isolated(task) as isolated:
+        answer = isolated.try_size(2, budget_bytes=110 * MIB, loose_bytes=500 * MIB)
+    assert answer.outcome == "oom"
+    assert 110 * MIB <= answer.peak_bytes <= 500 * MIB
+
+
+STEPS = []
+
+
+def take_more_in_the_thirtieth_step():
+    STEPS.append(torch.ones(200 * MIB // 4) if len(STEPS) == 29 else None)
+
+
+@linux
+@pytest.mark.parametrize(("patience", "sees_it"), [(600.0, True), (0.0, False)])
+def test_quick_steps_are_taken_for_longer(monkeypatch, patience, sees_it):
+    monkeypatch.setattr("rightbatch.hardware.isolation._PATIENCE_SECONDS", patience)
+    answer = outcome_of(take_more_in_the_thirtieth_step)
+    assert (answer.peak_bytes > 200 * MIB) == sees_it
 
 
 @pytest.mark.parametrize(
@@ -192,6 +235,23 @@ def test_what_was_verified_trains_on_and_twice_the_bound_does_not():
         trained = isolated.try_size(profile.max_verified_batch_size, budget_bytes=spare, steps=50)
         assert trained.outcome == "ok"
         assert isolated.try_size(2 * profile.upper_bound, budget_bytes=spare).outcome == "oom"
+
+
+@pytest.mark.parametrize("free_mib", [50, 10_000])
+def test_no_limit_is_looser_than_what_is_free(monkeypatch, free_mib):
+    """Three times the budget of 60 MiB, less what is held, or all that is free."""
+    given = []
+
+    def try_size(self, size, *, loose_bytes, **options):
+        given.append(loose_bytes)
+        return Answer(outcome="ok", peak_bytes=size * MIB)
+
+    monkeypatch.setattr(Isolated, "try_size", try_size)
+    monkeypatch.setattr(
+        "rightbatch.hardware.memory.device_budget_bytes", lambda device: free_mib * MIB
+    )
+    hardware.measure_memory(hungry(), budget_bytes=60 * MIB)
+    assert set(given) == {min(free_mib * MIB, 180 * MIB - 4)}  # one weight of 4 bytes is held
 
 
 def test_a_model_that_needs_more_than_the_limit_runs_nothing():

@@ -45,7 +45,7 @@ from rightbatch.task.preflight import mixes_examples
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
 _CPU_SPARE = 0.02  # of the budget: the heaps of two runs of one size differ by so much
-_LOOSE = 2.0  # times the budget, to learn the peak of a size that was refused
+_LOOSE = 3.0  # times the budget, to learn the peak of a size that was refused
 _CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
 
 
