@@ -28,12 +28,14 @@ class Faulty(Optimizer):
         fault: str = "",
         lamb: bool = False,
         nesterov: bool = False,
+        dampening: float = 0.0,
     ) -> None:
         defaults: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
         if lamb:
             defaults |= {"betas": (0.9, 0.999)}
         else:
-            defaults |= {"momentum": 0.9, "trust_coefficient": 0.001, "nesterov": nesterov}
+            defaults |= {"momentum": 0.9, "trust_coefficient": 0.001}
+            defaults |= {"nesterov": nesterov, "dampening": dampening}
         super().__init__(params, defaults)
         self.fault, self.lamb = fault, lamb
         self.num_steps = 0
@@ -62,7 +64,9 @@ class Faulty(Optimizer):
         seed = grad.clone() if self.fault == "raw seed" else torch.zeros_like(grad)
         buffer = self.state[weight].setdefault("buffer", seed)
         if self.num_steps > 1 or self.fault != "raw seed":
-            buffer.mul_(momentum).add_(scaled)
+            fresh = 1 - group["dampening"] if self.num_steps > 1 else 1.0
+            kept = 2 * momentum if self.fault == "strong" else momentum
+            buffer.mul_(kept).add_(fresh * scaled)
         update = scaled + momentum * buffer if group["nesterov"] else buffer
         weight.sub_(group["lr"] * update)
 
@@ -96,8 +100,8 @@ def make(fault: str = "", **options: Any) -> Any:
 
 @pytest.mark.parametrize(
     "right",
-    [LARS, LAMB, make(), make(lamb=True), make(nesterov=True)],
-    ids=["LARS", "LAMB", "lars", "lamb", "nesterov"],
+    [LARS, LAMB, make(), make(lamb=True), make(nesterov=True), make(dampening=0.5)],
+    ids=["LARS", "LAMB", "lars", "lamb", "nesterov", "dampening"],
 )
 def test_right_implementations_pass_every_law(right: Any) -> None:
     report = rb.check_layerwise_optimizer(right)
@@ -165,6 +169,13 @@ def test_a_known_fault_is_found_and_said_plainly(
     assert said in text
     assert f"{len(failures)} FAIL" in text.splitlines()[0]
     assert sum(line.startswith("FAIL") for line in text.splitlines()) == len(failures)
+
+
+def test_a_momentum_that_grows_too_fast_is_not_said_to_start_too_large() -> None:
+    report = rb.check_layerwise_optimizer(make("strong"))
+    assert report.failures == ("seeded momentum",)
+    assert "must be 1.9 times." in str(report)
+    assert "starts too large" not in str(report)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])

@@ -505,6 +505,13 @@ def test_batch_norm_moves_on_request_and_comes_back() -> None:
     assert model[0].momentum == pytest.approx(0.1, rel=1e-12)
 
 
+def test_memories_of_one_step_are_valid_where_the_size_stays() -> None:
+    model = nn.BatchNorm1d(2, momentum=1.0)
+    report = rb.scale_hyperparameters(two_groups("SGD"), 64, 64, model=model, model_ema=0.0)
+    rows = {change.parameter: change.validity for change in report.changes}
+    assert rows["batch_norm_momentum"] is rows["model_ema"] is Validity.HOLDS
+
+
 def test_the_warm_up_is_counted_in_steps_of_the_new_size() -> None:
     report = rb.scale_hyperparameters(two_groups("SGD"), 64, 256, warmup_examples=10_000)
     row = next(c for c in report.changes if c.parameter == "warmup_steps")
