@@ -1,7 +1,9 @@
 """Which finder finds the largest batch that fits, with how many tries, and is it right?
 
 Three models times three budgets, each finder in a process that the system refuses more memory than
-the budget. The truth is the largest size that trains 20 steps under the same limit, by bisection.
+the budget. The truth is the largest size that trains 50 steps under the same limit, by bisection
+between the size that we found, which must train so long again, and one of which too much must be
+alive; a size that only failed bounds nothing, since what a heap takes differs from run to run.
 """
 
 import json
@@ -21,7 +23,7 @@ from rightbatch._environment import describe_environment
 from rightbatch.hardware.isolation import Isolated
 
 RESULTS = Path(__file__).parent / "results"
-TRUTH_STEPS, PRECISION = 15, 0.03
+TRUTH_STEPS, PRECISION = 50, 0.03
 PATIENCE_SECONDS = 240.0
 LIMITS = {"probes": 3, "median_probes": 2, "least_share": 0.85, "median_share": 0.90}
 
@@ -32,7 +34,7 @@ def trains(isolated: Isolated, size: int, budget: int) -> bool:
 
 
 def largest(isolated: Isolated, low: int, high: int, budget: int) -> int:
-    """Bisect the largest size that trains, to a fiftieth, between one that does and one beyond."""
+    """Bisect the largest size that trains, between one that should and one that cannot."""
     while low > 0 and not trains(isolated, low, budget):
         low, high = low // 2, low
     while high - low > max(1, PRECISION * low):
@@ -53,6 +55,7 @@ def ours(task: rb.Task, budget: int) -> dict[str, Any]:
         "killed": sum(p.outcome == "killed" for p in real),
         "seconds": time.perf_counter() - begin,
         "upper_bound": profile.upper_bound,
+        "beyond": _beyond(profile),
         "error": "",
         "predicted_over_real": [
             next(q.peak_bytes for q in profile.points if q.source == "fake" and q.batch_size == s)
@@ -62,6 +65,12 @@ def ours(task: rb.Task, budget: int) -> dict[str, Any]:
             for s in [p.batch_size]
         ],
     }
+
+
+def _beyond(profile: rb.MemoryProfile) -> int:
+    """Return a size of which more must be alive than fits; no try that failed has a say here."""
+    sizes = [p.batch_size for p in profile.points if p.source == "fake" and p.outcome != "ok"]
+    return min(sizes, default=profile.max_verified_batch_size + 1)
 
 
 def other(finder: str, name: str, budget_mib: int) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def _case(name: str, budget_mib: int, say: Callable[[str], None]) -> dict[str, A
     held = sum(p.nbytes for p in task.parameters)
     own = found["rightbatch"]
     with Isolated(task) as isolated:
-        truth = largest(isolated, own["size"], own["upper_bound"] + 1, budget - held)
+        truth = largest(isolated, own["size"], own["beyond"], budget - held)
         for answer in found.values():
             size = answer["size"]
             answer["share"] = size / truth if size else 0.0
