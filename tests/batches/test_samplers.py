@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,6 +117,15 @@ def test_dropping_takes_whole_batches_only(run: Run) -> None:
         assert sum(map(len, parts)) in possible | set(run.moves.values())
     seen = Counter(number for batches in ranks for batch in batches for number in batch)
     assert all(count <= run.epochs for count in seen.values())
+
+
+@pytest.mark.parametrize("chunk", [None, 5, 6, 24])
+@pytest.mark.parametrize("num_examples", [24, 25, 29])
+def test_dropping_takes_every_whole_batch(num_examples: int, chunk: int | None) -> None:
+    sampler = BatchSizeSampler(num_examples, 6, drop_last=True, chunk_size=chunk)
+    for _ in range(2):
+        batches = sampler.follow(Ahead(sampler, 2))
+        assert [len(batch) for batch in batches] == [6, 6, 6, 6]
 
 
 @given(runs())
@@ -336,6 +346,29 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
     assert len(set(orders)) == 4
     other = BatchSizeSampler(50, 50, seed=1)
     assert tuple(next(iter(other))) not in orders
+
+
+class Drawing:
+    """Draws a number when a pass begins, as a loader draws the seed of its workers."""
+
+    def __init__(self, sampler: BatchSizeSampler) -> None:
+        self.sampler = sampler
+        self.drawn: list[int] = []
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.drawn.append(int(torch.randint(2**62, ())))
+        return iter(self.sampler)
+
+
+def test_workers_draw_other_numbers_on_every_device_and_in_every_epoch() -> None:
+    def drawn(rank: int) -> list[int]:
+        loader = Drawing(BatchSizeSampler(8, 4, rank=rank, world_size=2))
+        for _ in range(2):
+            list(loader.sampler.follow(loader))
+        return loader.drawn
+
+    assert len({*drawn(0), *drawn(1)}) == 4
+    assert drawn(0) == drawn(0)
 
 
 def test_the_order_is_the_same_in_every_run() -> None:
