@@ -3,6 +3,7 @@
 Counting steps would be circular: how many steps an epoch has depends on the batch size.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -303,6 +304,13 @@ class BatchSizeSchedule:
         if size != self._size:
             self._size, self._moved_at = size, examples_seen
         return Decision(batch_size=size, rate_factor=None, reason=reason)
+
+    def unchanged_until(self, examples_seen: float) -> float:
+        """Return the count before which `size_at` says what it says now, whatever is measured."""
+        if self._bounds is not None:
+            return self._moved_at + self._bounds.dwell_examples
+        later = bisect_right(self._starts, examples_seen)
+        return self._starts[later] if later < len(self._starts) else math.inf
 
     @property
     def sizes(self) -> tuple[int, ...]:

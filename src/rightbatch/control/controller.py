@@ -29,9 +29,9 @@ from rightbatch.control.following import Following
 from rightbatch.control.moves import Move, Waiting, move_from_state, waiting_from_state
 from rightbatch.lr import ExampleLR
 from rightbatch.scaling.move import AutoRule
-from rightbatch.task.data import examples_in
 
 _STATE_VERSION = 2
+_NOTHING = object()  # no noise, and not even none
 
 
 class Loader(Protocol):
@@ -138,6 +138,8 @@ class BatchSizeController:
         self.examples_seen = 0 if sampler is None else sampler.examples_seen
         self.moves: tuple[Move, ...] = ()
         self._waiting: Waiting | None = None
+        self._stays_until: float = 0  # examples; before it, there is nothing to decide
+        self._judged: object = _NOTHING  # the noise that left the size as it is
         self._schedule.within(multiple_of=self._comm.world_size)
         first = schedule.size_at(self.examples_seen)
         self._take_size(first.batch_size, *self._cut_of(first.batch_size))
@@ -193,17 +195,14 @@ class BatchSizeController:
             >>> [weight for _, weight in controller.micro_batches(tokens, units=count)]
             [0.5, 0.5]
         """
-        parts = self._parts(batch)
+        if self._takes_whole and units is None:
+            yield batch, 1.0
+            return
+        parts = list(micro_batches(batch, self.micro_batch_size))
         counts = [count if units is None else float(units(part)) for part, count in parts]
         total = self._agreed(math.fsum(counts))
         for (part, _), count in zip(parts, counts, strict=True):
             yield part, self.weight(count, total)
-
-    def _parts(self, batch: Any) -> list[tuple[Any, int]]:
-        count = examples_in(batch)
-        if count and count <= self.micro_batch_size:
-            return [(batch, count)]  # as it is: most runs never accumulate, and pay for no cut
-        return list(micro_batches(batch, self.micro_batch_size))
 
     def weight(self, units: float, total_units: float) -> float:
         """Return what to multiply the mean loss of a micro-batch by.
@@ -243,9 +242,11 @@ class BatchSizeController:
                 the last call; or if somebody else stepped the scheduler. Nothing is counted then.
         """
         counted = self._counted(examples)
-        self._check_one_clock()
+        if self._scheduler is not None:
+            self._check_one_clock(self._scheduler)
         self.examples_seen += counted
-        self._advance()
+        if self.examples_seen >= self._stays_until:  # most steps of a run end here
+            self._advance()
         if self._scheduler is not None:
             # After a move, so that the rate is first rate times factor, as a resumed run has it.
             self._scheduler.step(counted)
@@ -266,11 +267,11 @@ class BatchSizeController:
             )
         return delivered
 
-    def _check_one_clock(self) -> None:
-        if self._scheduler is not None and self._scheduler.examples_seen != self.examples_seen:
+    def _check_one_clock(self, scheduler: ExampleLR) -> None:
+        if scheduler.examples_seen != self.examples_seen:
             raise ValueError(
                 "`scheduler` must be stepped by the controller alone, got one after "
-                f"{self._scheduler.examples_seen} examples where {self.examples_seen} were seen. "
+                f"{scheduler.examples_seen} examples where {self.examples_seen} were seen. "
                 "Stepped twice it runs ahead: leave out your own `scheduler.step`, and when "
                 "resuming load the states of both."
             )
@@ -283,6 +284,8 @@ class BatchSizeController:
                 return
             decision, self._waiting = self._waiting.decision, None
             self._move(decision, noise)
+        elif noise == self._judged:
+            return
         decision = self._schedule.size_at(self.examples_seen, noise)
         lag = 0
         if decision.batch_size != self.batch_size and self._sampler is not None:
@@ -294,6 +297,15 @@ class BatchSizeController:
             or decision.rate_factor != self._following.rate_factor
         ):
             self._move(decision, noise)
+        self._rest(noise)
+
+    def _rest(self, noise: Agreed | None) -> None:
+        """Note how long nothing can change: up to a count, or until something else is measured."""
+        self._stays_until, self._judged = 0, _NOTHING
+        if self._waiting is None:
+            self._stays_until = self._schedule.unchanged_until(self.examples_seen)
+            if self._stays_until <= self.examples_seen:
+                self._judged = noise
 
     def _move(self, decision: Decision, noise: Agreed | None) -> None:
         before, cut = self.batch_size, self._cut_of(decision.batch_size)
@@ -324,6 +336,8 @@ class BatchSizeController:
     def _take_size(self, batch_size: int, accumulation_steps: int, micro_batch_size: int) -> None:
         self.batch_size, self.micro_batch_size = batch_size, micro_batch_size
         self.accumulation_steps = accumulation_steps
+        alone = self._comm.world_size == 1 and self._sampler is not None
+        self._takes_whole = alone and accumulation_steps == 1  # what the sampler delivers
 
     def _agreed(self, value: float) -> float:
         if self._comm.world_size == 1:
@@ -369,6 +383,7 @@ class BatchSizeController:
             state["averages"], self.batch_size, self.micro_batch_size
         )
         self._waiting = waiting_from_state(state["waiting"])
+        self._stays_until, self._judged = 0, _NOTHING
         self.moves = tuple(move_from_state(move) for move in state["moves"])
         if self._sampler is not None:
             coming = self if self._waiting is None else self._waiting.decision
