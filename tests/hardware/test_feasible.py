@@ -192,3 +192,23 @@ def test_memory_that_grows_little_at_first_does_not_lead_far_down():
     truth = true_largest(real, PLENTY, 10**6)
     assert found >= 0.85 * truth
     assert min(tried) >= 0.5 * truth
+
+
+def test_between_a_peak_that_fits_and_one_that_does_not_the_line_is_exact():
+    """0.6 are held and an example costs thrice what is predicted: 0.95 is aimed at, 0.35 / 3."""
+    predict, real, _ = linear(0.6, 0.0, 3.0)
+    found, tried = reach(predict, real, known_up_to=3)
+    assert [real(size) / PLENTY for size in tried] == pytest.approx([0.91, 1.0, 0.95], abs=0.006)
+    assert found == tried[-1]
+
+
+def test_after_a_try_that_was_too_slow_at_most_a_quarter_is_tried():
+    tried = []
+
+    def probe(size):
+        tried.append(size)
+        return ProbeOutcome("slow" if len(tried) == 1 else "ok", None)
+
+    search_predicted(lambda size: 10 * size, probe, cap=10**6, budget_bytes=10**6)
+    assert len(tried) > 1
+    assert max(tried[1:]) <= tried[0] // 4
