@@ -337,6 +337,18 @@ def test_the_length_is_the_number_of_batches(run: Run) -> None:
         assert got == promised
 
 
+def test_counting_the_batches_takes_none_of_those_that_were_drawn_before() -> None:
+    run = Run(60, 4, {1: 5, 2: 6, 3: 7}, ahead=4)
+    first, second = run.sampler(), run.sampler()
+    list(islice(run.batches(first), 4))
+    second.load_state_dict(saved(first))
+    draws = iter(second)
+    next(draws)
+    promised = [len(second), len(second)]
+    assert [len(numbers) for numbers in draws][:3] == [5, 6, 7]
+    assert promised == [len(second)] * 2
+
+
 # Epochs and orders.
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _SEEDS = 2**31 - 1  # prime, so that seed and epoch together make seeds of their own
+_EPOCHS = 2**20  # more than a run has, so that no device gets the seed of another's later epoch
 
 
 def examples_of(dataset: Sized | int) -> int:
@@ -36,9 +37,9 @@ class Order:
     shuffle: bool
     seed: int
 
-    def seed_of(self, epoch: int) -> int:
-        """Return a seed that no other epoch has."""
-        return self.seed * _SEEDS + epoch
+    def seed_of(self, epoch: int, rank: int = 0) -> int:
+        """Return a seed that no other epoch and device has."""
+        return self.seed * _SEEDS + rank * _EPOCHS + epoch
 
     def of(self, epoch: int) -> Tensor:
         """Return the numbers of the examples, shape [num_examples]."""

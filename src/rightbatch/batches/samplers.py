@@ -234,7 +234,7 @@ class BatchSizeSampler(Sampler[list[int]]):
                 "were delivered would be unknown: leave that option out."
             )
         self._follows_next = True
-        batches = begun(loader, seed=self._order.seed_of(self._upcoming().epoch) + self._rank)
+        batches = begun(loader, seed=self._order.seed_of(self._upcoming().epoch, self._rank))
         if self._chunk_size is not None:
             yield from self._regrouped(batches)
             return
