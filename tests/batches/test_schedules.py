@@ -100,6 +100,10 @@ def test_a_ramp_may_go_down_or_nowhere() -> None:
     assert sizes(BatchSizeSchedule.linear(30, 30, 20, step=10), 0, 99) == [30, 30]
 
 
+def test_a_ramp_may_take_a_step_at_every_example() -> None:
+    assert sizes(BatchSizeSchedule.linear(1, 4, 3, step=1), 0, 1, 2, 3) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(
     ("arguments", "step", "message"),
     [

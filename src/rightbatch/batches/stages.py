@@ -177,7 +177,7 @@ def decay_stages(
         decay = factor**index
         grown = math.floor(batch_size * decay * (1 + 1e-12))  # powers of a root may round down
         wanted = min(max_batch_size, grown)
-        size = max(batch_size, wanted // multiple_of * multiple_of)
+        size = wanted // multiple_of * multiple_of  # not below the first, which is a multiple
         rate_factor = (size / batch_size) ** power / decay
         reason = (
             f"the batch is {size / batch_size:g} times the first, the rate {rate_factor:.3g} "
