@@ -13,6 +13,7 @@ from rightbatch.results import LRRace, RaceEntry, Status
 from rightbatch.testing import QuadraticTask
 from tests.clocks import TickingClock
 from tests.plan.made_up import critical, facts, throughput
+from tests.report.samples import NOISE
 
 ADAMW = {"lr": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "weight_decay": 0.1}
 
@@ -174,3 +175,45 @@ def test_the_rate_is_raced_with_the_settings_that_it_is_recommended_with(
     assert task.optimizer.param_groups[0]["betas"] == (0.9, 0.99)
     assert found.task.hyperparameters["beta2"] == 0.99  # today's, not the race's
     assert found.plan.hyperparameters["beta2"] == pytest.approx(0.99 ** (found.plan.batch_size / 2))
+
+
+def test_batch_norm_follows_the_micro_batch_and_only_once() -> None:
+    """128 as 8 times 16 examples: a forward pass still sees the 16 of today."""
+    found, model = findings(), nn.Sequential(nn.BatchNorm1d(2, momentum=0.1))
+    accumulated = replace(found.plan, micro_batch_size=16, accumulation_steps=8, batch_size=128)
+    replace(found, plan=accumulated).apply(adamw(0.01), model=model)
+    assert model[0].momentum == pytest.approx(0.1)
+    optimizer = adamw(0.01)
+    doubled = replace(found, plan=replace(accumulated, micro_batch_size=32, accumulation_steps=4))
+    assert doubled.apply(optimizer, model=model, dry_run=True).after(
+        "batch_norm_momentum"
+    ) == pytest.approx(1 - 0.9**2)
+    assert model[0].momentum == pytest.approx(0.1)
+    for _ in range(2):
+        doubled.apply(optimizer, model=model)
+        assert model[0].momentum == pytest.approx(1 - 0.9**2)
+
+
+def test_a_subclass_is_the_kind_that_was_measured() -> None:
+    class Renamed(torch.optim.AdamW):
+        pass
+
+    optimizer = Renamed([nn.Parameter(torch.ones(1))], lr=0.01)
+    found = findings()
+    found.apply(optimizer)
+    assert found.plan is not None
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(found.plan.learning_rate)
+
+
+def test_a_smaller_batch_takes_the_measured_noise_into_account() -> None:
+    """E g^2 = |G|^2 + tr(Sigma) / B: with a noise scale of 3, from 16 to 4 examples 1.47 times."""
+    found = findings()
+    small = replace(found.plan, batch_size=4, micro_batch_size=4)
+    noise = replace(NOISE, noise_scale=3.0)
+    optimizer = adamw(0.01)
+    weight = optimizer.param_groups[0]["params"][0]
+    for _ in range(2000):
+        weight.grad = torch.tensor([1.0, -2.0])
+        optimizer.step()
+    report = replace(found, plan=small, noise=noise).apply(optimizer)
+    assert report.after("second_moment") == pytest.approx((1 + 3 / 4) / (1 + 3 / 16), rel=1e-6)

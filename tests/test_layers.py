@@ -19,6 +19,7 @@ LAYERS = [  # first = bottom
     {"noise", "hardware", "lr", "batches", "norm", "curvature", "sweep"},
     {"plan", "control", "testing"},
     {"report", "integrations", "tasks"},
+    {"findings"},
     {"find"},
     {"__init__"},
     {"studies"},

@@ -21,7 +21,8 @@ from rightbatch.errors import (
     RightBatchError,
     TaskError,
 )
-from rightbatch.find import Findings, find, load
+from rightbatch.find import find
+from rightbatch.findings import Findings, load
 from rightbatch.hardware import (
     energy_counters,
     measure_communication,

@@ -2,25 +2,19 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, TypeVar, final
 
-from torch import nn
-from torch.optim import Optimizer
-
-from rightbatch import _codec
 from rightbatch._environment import describe_environment
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
-from rightbatch.errors import CannotPlan, ResultsError
+from rightbatch.findings import Findings
 from rightbatch.hardware import measure_memory, measure_throughput
 from rightbatch.hardware.cache import MeasurementCache, free_memory
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
 from rightbatch.plan import check_energy, check_options, check_today, critical_batch_size, plan
-from rightbatch.report import render_html, render_text
-from rightbatch.results import Plan, Results, Status, ThroughputProfile
-from rightbatch.scaling import ScalingReport, batch_size_set_for, scale_hyperparameters
+from rightbatch.results import Plan, Status, ThroughputProfile
+from rightbatch.scaling import scale_hyperparameters
 from rightbatch.task import Task
 from rightbatch.task.preflight import mixes_examples
 
@@ -37,137 +31,6 @@ SHARES = {
 }
 CACHED = ("memory", "throughput")  # the other parts depend on the weights
 _CHEAP = 1.25  # a micro-batch costs at most this factor more per example than the cheapest
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings(Results):
-    """All that was found out about one task, ready to be saved, shown and planned from.
-
-    ``print(findings)`` shows one screen; the parts are attributes: ``findings.plan.batch_size``.
-    """
-
-    def save(self, path: str | Path) -> None:
-        """Write the results file.
-
-        Args:
-            path: The file; its folder must exist.
-
-        Raises:
-            ResultsError: If it cannot be written.
-        """
-        _codec.write(self, path)
-
-    def to_html(self, path: str | Path) -> None:
-        """Write the report: one page that needs nothing else.
-
-        Args:
-            path: The file; its folder must exist.
-
-        Raises:
-            ResultsError: If it cannot be written.
-        """
-        try:
-            Path(path).write_text(render_html(self), encoding="utf-8")
-        except OSError as error:
-            raise ResultsError(
-                f"cannot write {str(path)!r}: {error.strerror}. "
-                "Name a folder that you may write to."
-            ) from error
-
-    def apply(
-        self,
-        optimizer: Optimizer,
-        *,
-        scheduler: Any = None,
-        model: nn.Module | None = None,
-        model_ema: Any = None,
-        warmup_examples: float | None = None,
-        dry_run: bool = False,
-    ) -> ScalingReport:
-        """Set an optimizer's hyperparameters to those of the plan; its state is kept.
-
-        The learning rate becomes the plan's, and everything that goes with the batch size moves
-        from today's size to the plan's, as `rightbatch.scale_hyperparameters` does it. Applied
-        once more, nothing changes.
-
-        The trap: the loader is yours. Give it ``plan.micro_batch_size``, and accumulate over
-        ``plan.accumulation_steps``.
-
-        Args:
-            optimizer: Of the class that was measured, with today's settings or already applied.
-            scheduler: As of `rightbatch.scale_hyperparameters`, also for the four below.
-            model: Whose BatchNorm layers are to keep their memory in examples.
-            model_ema: A decay, or what holds one.
-            warmup_examples: Length of the warm-up.
-            dry_run: Only report.
-
-        Returns:
-            Every setting from what to what and why, with warnings.
-
-        Raises:
-            CannotPlan: If there is no plan to apply, or it is for another kind of optimizer.
-
-        Example:
-            Four times the batch: Adam's betas to the fourth power, and the rate as it was found.
-
-            >>> import torch
-            >>> from rightbatch.results import TaskFacts
-            >>> task = TaskFacts(name="toy", parameters=1, examples=None, batch_size=8,
-            ...     learning_rate=0.1, optimizer="Adam", hyperparameters={})
-            >>> made = Plan(batch_size=32, micro_batch_size=32, accumulation_steps=1, devices=1,
-            ...     learning_rate=0.3, hyperparameters={}, low=32, high=32, objective="time",
-            ...     candidates=(), current=None, speedup=None, speedup_low=None,
-            ...     speedup_high=None, reasons=(), status=Status.OK)
-            >>> weight = torch.nn.Parameter(torch.ones(1))
-            >>> optimizer = torch.optim.Adam([weight], lr=0.1, betas=(0.5, 0.75))
-            >>> _ = Findings(task=task, environment={}, plan=made).apply(optimizer)
-            >>> optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"]
-            (0.3, (0.0625, 0.31640625))
-        """
-        made, kind = self.plan, type(optimizer).__name__
-        if made is None or made.status is Status.NOTHING_FITS:
-            raise CannotPlan(
-                "`apply` needs a plan, got findings without one. Run rightbatch.find, or "
-                "rightbatch.plan with more results."
-            )
-        if kind != self.task.optimizer:
-            raise CannotPlan(
-                f"`apply` sets the kind of optimizer that was measured, {self.task.optimizer}, "
-                f"got {kind}: its learning rates mean something else. Find its own plan."
-            )
-        now = batch_size_set_for(optimizer) or self.task.batch_size or made.batch_size
-        critical = self.critical_batch_size
-        return scale_hyperparameters(
-            optimizer,
-            round(now),
-            made.batch_size,
-            learning_rate=made.learning_rate,
-            critical_batch_size=None if critical is None else critical.value,
-            scheduler=scheduler,
-            model=model,
-            model_ema=model_ema,
-            warmup_examples=warmup_examples,
-            dry_run=dry_run,
-        )
-
-    def __str__(self) -> str:
-        return render_text(self)
-
-
-def load(path: str | Path) -> Findings:
-    """Read a results file.
-
-    Args:
-        path: What `Findings.save` or ``rightbatch find --output DIR`` wrote.
-
-    Returns:
-        The findings, equal to those that were saved.
-
-    Raises:
-        ResultsError: If the file is missing, truncated, of another schema, or holds NaN.
-    """
-    return _codec.read(path, Findings)
 
 
 def find(

@@ -48,7 +48,8 @@ from rightbatch.cli.session import session as open_session
 from rightbatch.cli.study import study_command
 from rightbatch.cli.throughput import joined, measure_steps
 from rightbatch.errors import RightBatchError
-from rightbatch.find import Findings, find, load
+from rightbatch.find import find
+from rightbatch.findings import Findings, load
 from rightbatch.hardware import cpu_budget_bytes, measure_memory
 from rightbatch.hardware.cache import free_memory
 from rightbatch.lr import race, range_test

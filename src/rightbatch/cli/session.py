@@ -18,7 +18,7 @@ from rightbatch._time import Deadline
 from rightbatch._time import Progress as ReportProgress
 from rightbatch.cli import INTERRUPTED
 from rightbatch.errors import ResultsError, RightBatchError, UnknownTask
-from rightbatch.find import Findings
+from rightbatch.findings import Findings
 from rightbatch.hardware.cache import MeasurementCache
 from rightbatch.tasks.data_files import cache_folder
 

@@ -6,7 +6,7 @@ from rightbatch._comm import Comm, gradients_apart
 from rightbatch._time import Progress
 from rightbatch.cli.session import Session, words
 from rightbatch.errors import ResultsError
-from rightbatch.find import Findings
+from rightbatch.findings import Findings
 from rightbatch.hardware import (
     energy_counters,
     measure_communication,
