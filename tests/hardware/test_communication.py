@@ -1,5 +1,7 @@
 """Two real ranks, and a made group whose averaging takes a known time (rung 1)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -65,6 +67,38 @@ def test_a_time_that_varies_by_more_than_a_decade_is_no_measurement() -> None:
     found = measure_communication(task, comm=Erratic(clock), rounds=10, clock=clock)
     assert found is not None
     assert found.status is Status.DISAGREE
+
+
+def test_warming_up_does_not_count() -> None:
+    clock = FakeClock()
+
+    class SlowAtFirst(SlowLink):
+        def average_(self, values: Tensor) -> None:
+            self.averaged.append(1)
+            clock.advance(2.0 if len(self.averaged) > 2 else 90.0)
+
+    found = measure_communication(
+        task_with(lambda size: None), comm=SlowAtFirst(clock), rounds=4, clock=clock
+    )
+    assert found is not None
+    assert (found.allreduce_seconds, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_steps_are_timed_at_a_ranks_share_of_todays_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three ranks share 13 examples: 4 each; a step takes a second for each."""
+
+    @contextmanager
+    def averaging(model: nn.Module) -> Iterator[bool]:
+        yield True
+
+    monkeypatch.setattr("rightbatch.hardware.communication.gradients_apart", averaging)
+    clock = FakeClock()
+    shared = task_with(lambda size: clock.advance(float(size)), batch_size=13)
+    found = measure_communication(shared, comm=SlowLink(clock), rounds=2, clock=clock)
+    assert found is not None
+    assert (found.sync_step_seconds, found.no_sync_step_seconds) == (4.0, 4.0)
 
 
 def test_alone_there_is_nothing_to_measure() -> None:

@@ -71,6 +71,15 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(("largest", "promised"), [(104, False), (200, True)])
+def test_a_gain_is_promised_only_where_it_was_measured(largest: int, promised: bool) -> None:
+    """At 100 of a thousand fixed: 104 is 4 % faster an example, 200 almost twice as fast."""
+    points = line(1.0, 0.001, (10, 100, largest))
+    advice = found(points, 1000.0, batch_size=100).advice
+    assert ("times the examples/s" in advice) == promised
+    assert "larger batch" in advice
+
+
 @pytest.mark.parametrize(("points", "half", "more", "name"), CASES.values(), ids=CASES)
 def test_the_bottleneck_is_named(
     points: list[ThroughputPoint], half: float | None, more: dict[str, Any], name: str

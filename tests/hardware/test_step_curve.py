@@ -97,6 +97,14 @@ def test_a_busy_spell_at_one_size_is_lowered_to_the_next() -> None:
     assert curve.at(8)[0] == 3.0
 
 
+def test_no_size_takes_longer_than_the_upper_end_of_a_larger_one() -> None:
+    """Nor does doubt at a small size make a larger one doubtful."""
+    points = [point(4, 1.0, doubt=0.1), point(8, 2.0, doubt=0.9), point(16, 2.2, doubt=0.05)]
+    curve = StepCurve.computing([*points, point(32, 4.0, doubt=0.05)])
+    assert curve.high.tolist() == pytest.approx([1.1, 2.31, 2.31, 4.2])
+    assert curve.low.tolist() == pytest.approx([0.2, 0.2, 2.09, 3.8])
+
+
 def test_where_it_is_not_convex_monotony_alone_bounds_it() -> None:
     """Four times as long at twice the size, then flat: at 12 anything from 4 to 4.2 may be."""
     points = [point(4, 1.0), point(8, 4.0, doubt=0.1), point(16, 4.2, doubt=0.1)]

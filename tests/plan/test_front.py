@@ -1,5 +1,6 @@
 """Oracle: brute force over every candidate (rung 2)."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,9 @@ from hypothesis import strategies as st
 
 from rightbatch import _codec
 from rightbatch.plan import plan
-from rightbatch.plan.front import not_dominated
+from rightbatch.plan.front import _coordinates, not_dominated
+from rightbatch.plan.front_reasons import explain_front
+from rightbatch.plan.options import PlanOptions
 from rightbatch.results import Plan, Results
 from tests.plan.made_up import critical, facts, memory, throughput
 
@@ -95,6 +98,52 @@ def test_of_equal_times_the_cheaper_is_taken_and_said() -> None:
     result = made(2.0)
     assert result.devices == 1
     assert [p.devices for p in result.front if "time" in p.taken_for] == [1]
+
+
+def test_the_reason_for_a_near_tie_is_that_of_its_objective() -> None:
+    """Two per cent slower at half the cost; and 2 % dearer on one device instead of two."""
+    plain = made().front[0]
+    slow = replace(plain, devices=1, relative_time=1.02, relative_cost=1.0, taken_for=("time",))
+    fast = replace(plain, devices=2, relative_time=1.0, relative_cost=2.0, taken_for=("cost",))
+    words, _ = explain_front((slow, fast), (), options("time"))
+    assert "1 device" in words
+    assert "within 5 % of the least time (2 devices" in words
+    assert "and costs less" in words
+    dear = replace(slow, relative_cost=1.02, taken_for=("cost",))
+    cheap = replace(fast, relative_cost=1.0, taken_for=("time",))
+    _, words = explain_front((dear, cheap), (), options("cost"))
+    assert "within 5 % of the least cost (2 devices" in words
+    assert "and uses fewer devices" in words
+
+
+def options(objective: str) -> PlanOptions:
+    return PlanOptions(
+        objective=objective,
+        devices=(1, 2),
+        price_per_hour=None,
+        allreduce_gbps=None,
+        deadline_seconds=None,
+        max_cost=None,
+        steps_today=None,
+        upfront_costs={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("objective", "joules", "judged_by"),
+    [
+        ("time", 3.0, (1.5, 2.5)),
+        ("energy", 3.0, (1.5, 2.5, 3.0)),
+        ("energy", None, (1.5, 2.5)),
+    ],
+)
+def test_joules_keep_a_way_on_the_front_where_they_are_the_objective(
+    objective: str, joules: float | None, judged_by: tuple[float, ...]
+) -> None:
+    way = replace(
+        made().candidates[0], relative_time=1.5, relative_cost=2.5, relative_energy=joules
+    )
+    assert _coordinates(way, options(objective)) == judged_by
 
 
 def test_counts_that_others_beat_are_named() -> None:

@@ -76,6 +76,15 @@ def test_a_budget_without_steps_counts_all_devices() -> None:
         assert seconds * point.devices * 2.0 / 3600 == pytest.approx(5.0, rel=1e-9)
 
 
+@pytest.mark.parametrize("deadline", [100.0, 1e6])
+def test_of_a_deadline_and_a_budget_the_tighter_one_counts(deadline: float) -> None:
+    """Five units at two an hour are 2.5 hours on one device, less on more."""
+    for point in made(max_cost=5.0, price_per_hour=2.0, deadline_seconds=deadline).front:
+        assert point.steps_allowed is not None
+        tighter = min(deadline, 2.5 * 3600 / point.devices)
+        assert seconds_of(point, point.steps_allowed) == pytest.approx(tighter, rel=1e-9)
+
+
 def test_a_deadline_takes_more_devices_than_the_least_cost_asks_for() -> None:
     free = made(objective="cost", steps_today=STEPS)
     assert free.devices == 1

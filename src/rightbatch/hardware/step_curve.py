@@ -58,7 +58,7 @@ class StepCurve:
         extra = np.array(added, dtype=float)
         middle = never_falling([point.step_seconds for point in points] + extra)
         low = never_falling([point.low for point in points] + extra)
-        high = np.maximum.accumulate([point.high for point in points] + extra)
+        high = never_falling([point.high for point in points] + extra)
         sizes = np.array([point.batch_size for point in points], dtype=float)
         return cls(sizes, middle, np.minimum(low, middle), np.maximum(high, middle))
 
