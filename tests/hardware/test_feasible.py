@@ -184,6 +184,21 @@ def test_a_peak_beyond_the_budget_leads_to_the_size_that_fits():
     assert len(blind) == 4
 
 
+def test_what_a_refused_try_takes_at_least_is_used():
+    """Real is four times predicted: the first try takes 2.9 budgets, of which 2 are known."""
+    predict, real, truth = linear(0.0, 0.0, 4.0)
+    tried = []
+
+    def probe(size):
+        tried.append(size / truth)
+        return ProbeOutcome("ok", real(size)) if size <= truth else ProbeOutcome("oom", None)
+
+    search_predicted(
+        predict, probe, cap=2**30, budget_bytes=PLENTY, spare=SPARE, refused_bytes=2 * PLENTY
+    )
+    assert tried == pytest.approx([2.82, 1.34, 0.64, 0.95], abs=0.01)
+
+
 def test_memory_that_grows_little_at_first_does_not_lead_far_down():
     """Flat up to 20,000 examples, then steep, as where an optimizer's step outweighs a batch."""
     predict = lambda size: max(600_000_000, 1000 * size + 580_000_000)  # noqa: E731

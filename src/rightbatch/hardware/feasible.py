@@ -76,6 +76,7 @@ class _Search:
     budget_bytes: int
     points: list[MemoryPoint] = field(default_factory=list[MemoryPoint])
     spare: float = 0.0
+    refused_bytes: int = 0
 
     @property
     def usable_bytes(self) -> int:
@@ -116,8 +117,10 @@ class _Search:
     def _peak_of(self, point: MemoryPoint) -> int:
         """Return the peak of a try, or what to assume of one that failed without a telling one."""
         peak = point.peak_bytes or 0
-        if point.outcome == "ok" or peak > self.usable_bytes:
+        if point.outcome == "ok" or peak >= self.usable_bytes:
             return peak
+        if point.outcome == "oom" and self.refused_bytes > self.usable_bytes:
+            return self.refused_bytes
         beyond = _WORSE if self.verified() is None else _BETWEEN
         return max(peak, int(beyond * self.usable_bytes))
 
@@ -141,6 +144,7 @@ def search_predicted(
     budget_bytes: int,
     floor: int = 1,
     spare: float = 0.0,
+    refused_bytes: int = 0,
 ) -> MemoryProfile:
     """Find the largest size that fits: predicted first, then executed.
 
@@ -152,6 +156,8 @@ def search_predicted(
         budget_bytes: On the scale of both.
         floor: The smallest size to try.
         spare: Share of the budget that what runs must leave free.
+        refused_bytes: What a try takes at least that ran out of memory without a peak. By default
+            no more is known than that it takes more than the budget.
 
     Returns:
         The largest size that ran within the budget. ``upper_bound`` holds for any task whose
@@ -169,7 +175,7 @@ def search_predicted(
         >>> profile.max_verified_batch_size, profile.upper_bound  # of 1,000 at most
         (968, 1210)
     """
-    search = _Search(predict, cap, budget_bytes, spare=spare)
+    search = _Search(predict, cap, budget_bytes, spare=spare, refused_bytes=refused_bytes)
     bound = largest_within(predict, cap, budget_bytes)
     if bound < floor:
         return _nothing_fits(search, floor, ())

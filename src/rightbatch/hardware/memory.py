@@ -175,6 +175,9 @@ class _Hunt:
         self._floor = 2 if mixes_examples(task.model) else 1
         self._first = task.batch_size or min(_FIRST, self._cap)
         self._spare_share = _CPU_SPARE if task.device.type == "cpu" else 0.0
+        # Only as far as it is safe: where the budget is all there is, nothing is looser.
+        safe = device_budget_bytes(task.device) + held
+        self._loose = least(comm, min(int(_LOOSE * budget), safe))
         self._units = 1.0
         self._notes: list[str] = []
         self._worst_case = self._find_worst_case()
@@ -255,6 +258,7 @@ class _Hunt:
                 budget_bytes=self._budget,
                 floor=self._floor,
                 spare=self._spare_share,
+                refused_bytes=self._loose,
             )
             if fakes.guarded:
                 self._notes.append(
@@ -278,9 +282,7 @@ class _Hunt:
 
     def _probe_of(self, isolated: Isolated) -> Probe:
         spare = int((1 - self._spare_share) * self._budget) - self._held
-        # Only as far as it is safe: where the budget is all there is, nothing is looser.
-        safe = device_budget_bytes(self._task.device)
-        loose = min(int(_LOOSE * self._budget) - self._held, safe)
+        loose = self._loose - self._held
 
         def probe(size: int) -> ProbeOutcome:
             self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")
