@@ -197,6 +197,26 @@ def test_all_layers_travel_together_and_equal_ranks_stay_as_they_are() -> None:
         assert values == pytest.approx(before[name], rel=1e-14)
 
 
+class BesideUnseen:
+    """Two ranks of which the other one has seen no batch: it adds nothing to the sums."""
+
+    rank = 0
+    world_size = 2
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values.clone()
+
+
+def test_a_number_of_batches_between_two_is_rounded() -> None:
+    norm = nn.BatchNorm1d(3)
+    for seed in range(3):
+        norm(batch_of(1, 6, seed=seed))
+    mean = norm.running_mean.clone()
+    rb.synchronize_batch_norm(norm, comm=BesideUnseen())
+    assert norm.num_batches_tracked == 2  # of 3 and 0
+    assert torch.equal(norm.running_mean, mean)
+
+
 def test_lazy_layers_have_nothing_to_say_yet() -> None:
     comm = Counting()
     rb.synchronize_batch_norm(nn.LazyBatchNorm1d(), comm=comm)
