@@ -1,8 +1,8 @@
 """How far can a throughput profile be trusted: between its sizes, and when measured again?
 
 Between: each measured size but the outermost is left out in turn and predicted from the others,
-by the interpolation, by the straight line and by the bent one. With it gone the gap is a factor of
-four; the plan reads gaps of two.
+by the interpolation, by chords from point to point, by the straight line and by the bent one. With
+it gone the gap is a factor of four; the plan reads gaps of two.
 Again: every task is measured twice, all tasks once before any is measured for the second time, so
 that what the machine did meanwhile differs.
 """
@@ -52,12 +52,18 @@ def by_shape(points: Sequence[ThroughputPoint], size: int) -> float:
     return math.exp(float(logs[0]))
 
 
+def by_chords(points: Sequence[ThroughputPoint], size: int) -> float:
+    curve = StepCurve.computing(points)
+    return float(np.interp(size, curve.sizes, curve.seconds))
+
+
 def by_interpolation(points: Sequence[ThroughputPoint], size: int) -> float:
     return StepCurve.computing(points).at(size)[0]
 
 
 METHODS: dict[str, Predict] = {
     "interpolation": by_interpolation,
+    "chords": by_chords,
     "straight line": by_line,
     "bent line": by_shape,
 }
@@ -89,12 +95,14 @@ def agreement(first: ThroughputProfile, second: ThroughputProfile) -> dict[str, 
         for one, two in zip(first.points, second.points, strict=True)
     ]
     halves = (first.half_batch_size, second.half_batch_size)
-    both = all(half is not None and half > 0 for half in halves)
+    # Below the smallest size that was measured there is nothing to tell half sizes apart by.
+    smallest = first.points[0].batch_size
+    told = [max(half, smallest) for half in halves if half is not None]
     return {
         "step_seconds": statistics.median(steps),
         "step_seconds_worst": max(steps),
         "half_batch_sizes": halves,
-        "half_batch_size": abs(math.log10(halves[0] / halves[1])) if both else None,
+        "half_batch_size": abs(math.log10(told[0] / told[1])) if len(told) == 2 else None,
         "bottlenecks": (first.bottleneck, second.bottleneck),
     }
 
@@ -184,7 +192,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         + ("unknown" if half is None else f"{half:.2f} orders of magnitude")
         + ". Limits: "
         + ", ".join(f"{name.replace('_', ' ')} {limit}" for name, limit in limits.items())
-        + f". {format_seconds(result['seconds'])} a measurement. Threads in line: share of the "
+        + f". {format_seconds(result['seconds'])} a measurement. Half batch sizes below the "
+        "smallest size that was measured count as that. Threads in line: share of the "
         "time in which other processes had the processors, at the worst size of each measurement.",
         "",
         "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",

@@ -29,7 +29,7 @@ def estimate_seconds(
     mean; not the minimum either, which keeps falling the longer one measures.
 
     Args:
-        samples: Seconds per step, one for each round; at least one.
+        samples: Seconds per step, one for each round, such as its fastest; at least one.
         rng: Of the resampling.
 
     Returns:

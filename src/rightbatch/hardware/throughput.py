@@ -65,9 +65,10 @@ def measure_throughput(
     At that size the parts of a step are timed too, and loading with more worker processes where
     loading matters. From all this the bottleneck is named, with what to try.
 
-    The interval covers what varied while measuring. Of a machine that was busy all along Linux
-    tells how long threads stood in line for a processor, which is taken off; what other
-    processes did to caches and memory cannot be.
+    Steps of one window do the same work, so the fastest of them counts, and over the rounds the
+    20 % quantile. Linux tells how long this thread stood in line for a processor during each,
+    which is taken off; what other processes did to caches and memory cannot be, nor what threads
+    of one step did to each other. The interval covers what varied while measuring.
 
     Args:
         task: What is trained; left as it was. Learning rates are turned down meanwhile.
