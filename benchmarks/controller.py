@@ -3,30 +3,33 @@
 The same loop trains with it and without it, step by step in turn, so that both meet the same
 machine. In both a monitor watches; with the controller, the batch size follows what it measures,
 and is capped where it is: nothing moves, and everything is asked. What else the machine does only
-ever adds time, so that steps are compared by their lower quartiles.
+ever adds time, so that all times are lower quartiles.
 
-The controller's own time is counted inside its calls. To it comes the multiplication of the loss
+The controller's own time is counted inside its calls. To it come what the monitor takes to say its
+result, after each step that it measured, and the multiplication of the loss
 by its weight, which a loop without accumulation does not need. A move is timed apart.
 """
 
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from itertools import accumulate, cycle, islice
+from itertools import accumulate, cycle, islice, takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 import rightbatch as rb
 from rightbatch._environment import describe_environment
 from rightbatch._time import wall_clock
+from rightbatch.task.data import to_device
 from rightbatch.tasks import BUILT_IN
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = 0.01  # of a step
-SECONDS, PAIRS = 15.0, (40, 2000)  # for a task
-SETTLE = 80  # steps until the monitor has chosen how often to measure
+SECONDS, LEAST_PAIRS = 12.0, 12  # for a task
+SETTLE, SETTLE_SECONDS = 80, 6.0  # steps until the monitor has chosen how often to measure
 MOVES = 21
 
 
@@ -34,26 +37,42 @@ class Loop:
     """A training loop that takes its steps with the controller or without it."""
 
     def __init__(self, task: rb.Task, size: int) -> None:
-        self.task, self.size = task, size
-        self.batches: Iterator[Any] = task.batches(size)
+        self.task = task
+        self.sampler = rb.BatchSizeSampler(task.source.dataset, size, drop_last=True)
+        self.batches = self._endless()
         self.monitor = rb.NoiseMonitor(
             task.model, task.optimizer, loss=lambda _, batch: task.loss(batch)[0]
         )
         follows = rb.BatchSizeSchedule.noise(size, max_batch_size=size, dwell_examples=0)
         self.controller = rb.BatchSizeController(
-            task.optimizer, follows, max_micro_batch_size=size, monitor=self.monitor
+            task.optimizer,
+            follows,
+            sampler=self.sampler,
+            max_micro_batch_size=size,
+            monitor=self.monitor,
         )
 
-    def plain(self, batch: Any) -> None:
+    def _endless(self) -> Iterator[Any]:
+        source = self.task.source
+        loader = DataLoader(
+            source.dataset, batch_sampler=self.sampler, collate_fn=source.collate_fn
+        )
+        while True:
+            for batch in self.sampler.follow(loader):
+                yield to_device(batch, self.task.device)
+
+    def plain(self) -> None:
         """Take a step as any loop does."""
+        batch = next(self.batches)
         self.task.optimizer.zero_grad()
         loss, _ = self.task.loss(batch)
         loss.backward()
-        self.monitor.observe(self.size, batch=batch)
+        self.monitor.observe(self.sampler.batch_size, batch=batch)
         self.task.optimizer.step()
 
-    def controlled(self, batch: Any) -> float:
+    def controlled(self) -> float:
         """Take the same step with the controller; return the seconds inside its calls."""
+        batch = next(self.batches)
         self.task.optimizer.zero_grad()
         begun = wall_clock()
         parts = list(self.controller.micro_batches(batch))
@@ -61,10 +80,10 @@ class Loop:
         for part, weight in parts:
             loss, _ = self.task.loss(part)
             (weight * loss).backward()
-            self.monitor.observe(self.size, factor=weight, batch=part)
+            self.monitor.observe(self.sampler.batch_size, factor=weight, batch=part)
         self.task.optimizer.step()
         begun = wall_clock()
-        self.controller.step(self.size)
+        self.controller.step()
         return own_seconds + wall_clock() - begun
 
 
@@ -76,33 +95,33 @@ def compare(name: str) -> dict[str, Any]:
     seconds: dict[bool, list[float]] = {True: [], False: []}
     own_seconds = []
     with loop.monitor:
-        for batch in islice(loop.batches, SETTLE):
-            loop.plain(batch)
+        end = wall_clock() + SETTLE_SECONDS
+        for _ in takewhile(lambda _: wall_clock() < end, range(SETTLE)):
+            loop.plain()
         end = wall_clock() + SECONDS
-        while len(own_seconds) < PAIRS[0] or (wall_clock() < end and len(own_seconds) < PAIRS[1]):
+        while len(own_seconds) < LEAST_PAIRS or wall_clock() < end:
             for is_controlled in (True, False) if len(own_seconds) % 2 else (False, True):
-                batch = next(loop.batches)
                 _synchronise(task.device)
                 begun = wall_clock()
                 if is_controlled:
-                    own_seconds.append(loop.controlled(batch))
+                    own_seconds.append(loop.controlled())
                 else:
-                    loop.plain(batch)
+                    loop.plain()
                 _synchronise(task.device)
                 seconds[is_controlled].append(wall_clock() - begun)
     step_seconds = _lower_quartile(seconds[False])
     ratios = [a / b for a, b in zip(seconds[True], seconds[False], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    calls = statistics.fmean(own_seconds)  # not a quantile: what happens now and then counts too
+    every = loop.monitor.state_dict()["pace"]["every"] or 1
+    result_seconds = _result_seconds(loop.monitor)
     return {
         "task": name,
         "batch_size": built_in.batch_size,
         "pairs": len(own_seconds),
-        "measured_every": loop.monitor.state_dict()["pace"]["every"],
         "step_seconds": step_seconds,
-        "calls_seconds": calls,
-        "calls_seconds_lower_quartile": _lower_quartile(own_seconds),
-        "calls_share": calls / statistics.fmean(seconds[False]),
+        "measured_every": every,
+        "result_seconds": result_seconds,
+        "calls_seconds": _lower_quartile(own_seconds) + result_seconds / every,
         "ratio": _lower_quartile(seconds[True]) / step_seconds,
         "quartiles_of_pairs": [low, high],
         "move_seconds": move_seconds(name),
@@ -143,6 +162,16 @@ def weighting_seconds() -> float:
     return _lower_quartile(found[True]) - _lower_quartile(found[False])
 
 
+def _result_seconds(monitor: rb.NoiseMonitor) -> float:
+    """Time what the controller asks of a monitor once for each measurement."""
+    seconds = []
+    for _ in range(21):
+        begun = wall_clock()
+        monitor.result()
+        seconds.append(wall_clock() - begun)
+    return _lower_quartile(seconds)
+
+
 def _lower_quartile(seconds: list[float]) -> float:
     return statistics.quantiles(seconds, n=4)[0]
 
@@ -170,10 +199,10 @@ def share(row: dict[str, Any], weighting_seconds: float) -> float:
     """Return the controller's share of a step: its calls, and the weighting of the loss.
 
     Example:
-        >>> share({"calls_share": 0.004, "step_seconds": 0.002}, 4e-6)
+        >>> share({"calls_seconds": 8e-6, "step_seconds": 0.002}, 4e-6)
         0.006
     """
-    return row["calls_share"] + weighting_seconds / row["step_seconds"]
+    return (row["calls_seconds"] + weighting_seconds) / row["step_seconds"]
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -200,9 +229,10 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         "Steps with and without the controller are taken in turn, both under a monitor at its "
-        "defaults. In its calls: mean over all steps, those included in which the monitor had "
-        "measured and was asked for its result. The ratio is of lower quartiles, and scatters "
-        "more than what it measures. A move is not in the share: it happens a few times a run.",
+        "defaults. Times are lower quartiles over the steps, of the calls and of the whole step; the "
+        "calls include their share of asking the monitor for its result after a measurement. The "
+        "ratio of whole steps scatters more than what it measures. A move is not in the share: "
+        "it happens a few times a run.",
         "",
         "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",
     ]
