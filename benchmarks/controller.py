@@ -6,8 +6,8 @@ and is capped where it is: nothing moves, and everything is asked. What else the
 ever adds time, so that all times are lower quartiles.
 
 The controller's own time is counted inside its calls. To it come what the monitor takes to say its
-result, after each step that it measured, and the multiplication of the loss
-by its weight, which a loop without accumulation does not need. A move is timed apart.
+result, after each step that it measured, and the multiplication of the loss by its weight, which a
+loop without accumulation does not need. A move is timed apart.
 """
 
 import json
@@ -229,8 +229,8 @@ def as_markdown(result: dict[str, Any]) -> str:
     lines += [
         "",
         "Steps with and without the controller are taken in turn, both under a monitor at its "
-        "defaults. Times are lower quartiles over the steps, of the calls and of the whole step; the "
-        "calls include their share of asking the monitor for its result after a measurement. The "
+        "defaults. Times are lower quartiles, of the calls and of the whole step; the calls "
+        "include their share of asking the monitor for its result after a measurement. The "
         "ratio of whole steps scatters more than what it measures. A move is not in the share: "
         "it happens a few times a run.",
         "",
