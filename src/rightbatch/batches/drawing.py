@@ -57,8 +57,8 @@ def share(order: Tensor, begin: int, size: int, *, rank: int, world_size: int) -
         begin: Examples before the batch.
         size: Of the batch, over all devices.
         rank: Of the device.
-        world_size: Number of devices. Where it does not divide the size, the batch is padded
-            with the first examples of the order.
+        world_size: Number of devices, at most the examples of the order. Where it does not divide
+            the size, the batch is padded with the first of them.
 
     Example:
         >>> order = torch.tensor([7, 8, 9, 5, 6])
@@ -68,8 +68,7 @@ def share(order: Tensor, begin: int, size: int, *, rank: int, world_size: int) -
     whole = order[begin : begin + size]
     padding = -size % world_size
     if padding:
-        repeats = -(-padding // len(order))
-        whole = torch.cat([whole, order.repeat(repeats)[:padding]])
+        whole = torch.cat([whole, order[:padding]])
     return whole[rank::world_size].tolist()
 
 
