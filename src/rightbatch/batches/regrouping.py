@@ -4,20 +4,16 @@ Workers load ahead, so whatever they load was decided earlier. Here they load ch
 size, and the consumer joins and cuts them: the size is decided when a batch is taken.
 """
 
-import copy
-import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
-import torch
-from torch import Tensor
-
+from rightbatch.batches.cutting import Collated, Piece, joined
 from rightbatch.batches.schedules import BatchSizeSchedule
 from rightbatch.batches.sizes import check_divides, check_whole
-from rightbatch.task.data import examples_in
 
 _STATE_VERSION = 1
+_END = object()
 
 
 @final
@@ -43,6 +39,7 @@ class Regrouped:
         ValueError: If the size cannot be shared out over the devices.
 
     Example:
+        >>> import torch
         >>> chunks = [torch.arange(0, 4), torch.arange(4, 8), torch.arange(8, 10)]
         >>> batches = Regrouped(chunks, 3)
         >>> for batch in batches:
@@ -93,8 +90,12 @@ class Regrouped:
         if self._begun:
             self._position = 0
         self._begun = True
-        rest = _without_first(self._chunks, self._position)
-        for batch, count in regroup(rest, lambda: self.batch_size // self._world_size):
+        batches = regroup(
+            self._chunks,
+            lambda: self.batch_size // self._world_size,
+            skipped=self._position,
+        )
+        for batch, count in batches:
             if self._drop_last and count * self._world_size < self.batch_size:
                 return
             self._position += count
@@ -173,16 +174,18 @@ def micro_batches(batch: Any, micro_batch_size: int) -> Iterator[tuple[Any, int]
     Weigh each part's mean loss by its share of the whole batch: the last may be smaller.
 
     Args:
-        batch: Collated, of any structure that holds a tensor.
+        batch: Collated, of any structure of tensors, arrays and lists with one row per example;
+            `rightbatch.batches.cutting` says how each is read.
         micro_batch_size: Examples per part, at most.
 
     Yields:
         A part and the number of its examples.
 
     Raises:
-        ValueError: If the size is below 1, or the batch holds no tensor.
+        ValueError: If the size is below 1, or the batch can be read in no way or in two.
 
     Example:
+        >>> import torch
         >>> for part, count in micro_batches({"x": torch.arange(5)}, 2):
         ...     print(part["x"].tolist(), count / 5)
         [0, 1] 0.4
@@ -190,136 +193,55 @@ def micro_batches(batch: Any, micro_batch_size: int) -> Iterator[tuple[Any, int]
         [4] 0.2
     """
     check_whole("micro_batch_size", micro_batch_size)
-    yield from regroup([batch], lambda: micro_batch_size)
+    collated = Collated(batch)
+    for start in range(0, collated.count, micro_batch_size):
+        stop = min(start + micro_batch_size, collated.count)
+        yield collated.cut(start, stop), stop - start
 
 
-def regroup(chunks: Iterable[Any], wanted: Callable[[], int]) -> Iterator[tuple[Any, int]]:
+def regroup(
+    chunks: Iterable[Any], wanted: Callable[[], int], *, skipped: int = 0
+) -> Iterator[tuple[Any, int]]:
     """Cut and join chunks to batches.
 
     Args:
         chunks: Collated batches of any size.
         wanted: Says the size of the next batch; asked when that batch is asked for.
+        skipped: Examples to leave out at the front.
 
     Yields:
         A batch and the number of its examples; only the last can be smaller than wanted.
     """
-    held: deque[tuple[Any, int]] = deque()
+    held: deque[Piece] = deque()
+    left = 0  # examples held
     source = iter(chunks)
     while True:
         size = wanted()
-        while sum(count for _, count in held) < size:
-            chunk = next(source, None)
-            if chunk is None:
+        while left < size:
+            chunk = next(source, _END)
+            if chunk is _END:
                 break
-            held.append((chunk, _count(chunk)))
-        parts = _take(held, size)
-        if not parts:
+            collated = Collated(chunk)
+            start = min(skipped, collated.count)
+            skipped -= start
+            held.append(Piece(collated, start, collated.count))
+            left += collated.count - start
+        pieces = _take(held, min(size, left))
+        if not pieces:
             return
-        yield _join([part for part, _ in parts]), sum(count for _, count in parts)
+        left -= min(size, left)
+        yield joined(pieces), sum(piece.stop - piece.start for piece in pieces)
 
 
-def _take(held: deque[tuple[Any, int]], size: int) -> list[tuple[Any, int]]:
-    """Take up to so many examples off the front."""
-    parts: list[tuple[Any, int]] = []
-    while held and size:
-        chunk, count = held.popleft()
-        if count > size:
-            held.appendleft((_cut(chunk, size, count), count - size))
-            chunk, count = _cut(chunk, 0, size), size
-        if count:
-            parts.append((chunk, count))
-        size -= count
-    return parts
-
-
-def _without_first(chunks: Iterable[Any], skipped: int) -> Iterator[Any]:
-    for chunk in chunks:
-        count = _count(chunk) if skipped else 0
-        if skipped == 0:
-            yield chunk
-        elif count > skipped:
-            yield _cut(chunk, skipped, count)
-        skipped = max(0, skipped - count)
-
-
-def _count(chunk: Any) -> int:
-    count = examples_in(chunk)
-    if count is None:
-        raise ValueError(
-            f"`chunks` must hold a tensor with a dimension of examples, got {type(chunk).__name__}."
-            " Their number tells where to cut: let `collate_fn` add one."
-        )
-    return count
-
-
-def _cut(chunk: Any, start: int, stop: int) -> Any:
-    size = _count(chunk)
-
-    def sliced(parts: Sequence[Any]) -> Any:
-        (part,) = parts
-        return part[start:stop] if _entries(part) == size else part
-
-    return _rebuild([chunk], sliced)
-
-
-def _join(chunks: Sequence[Any]) -> Any:
-    if len(chunks) == 1:
-        return chunks[0]
-    sizes = [_count(chunk) for chunk in chunks]
-
-    def joined(parts: Sequence[Any]) -> Any:
-        first = parts[0]
-        if [_entries(part) for part in parts] == sizes:
-            return _concatenated(parts)
-        if all(_same(part, first) for part in parts):
-            return first
-        raise ValueError(
-            f"`chunks` must be joined along tensors and lists of one entry per example, got "
-            f"{type(first).__name__} that differ. Which one holds for the whole batch is unknown: "
-            "let `collate_fn` write one entry per example."
-        )
-
-    return _rebuild(chunks, joined)
-
-
-def _concatenated(parts: Sequence[Any]) -> Any:
-    if not isinstance(parts[0], Tensor):
-        return type(parts[0])(item for part in parts for item in part)
-    shapes = {tuple(part.shape[1:]) for part in parts}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"`chunks` must agree in all dimensions but the first, got {sorted(shapes)[:5]}. "
-            "They are joined into one batch: pad to one length in `collate_fn`."
-        )
-    return torch.cat(list(parts))
-
-
-def _entries(part: Any) -> int | None:
-    """How many entries a leaf has, if it is one that can be cut."""
-    if isinstance(part, Tensor):
-        return len(part) if part.dim() else None
-    return len(part) if isinstance(part, tuple | list) else None
-
-
-def _same(part: Any, other: Any) -> bool:
-    if isinstance(part, Tensor) and isinstance(other, Tensor):
-        return torch.equal(part, other)
-    is_plain = isinstance(part, str | bytes | int | float | tuple | list | None)
-    return part is other or (is_plain and type(part) is type(other) and part == other)
-
-
-def _rebuild(parts: Sequence[Any], leaf: Callable[[Sequence[Any]], Any]) -> Any:
-    """Make one structure of several alike, leaf by leaf."""
-    first = parts[0]
-    if isinstance(first, MutableMapping):
-        kept = copy.copy(first)
-        kept.update({key: _rebuild([part[key] for part in parts], leaf) for key in first})
-        return kept
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [field.name for field in dataclasses.fields(first) if field.init]
-        made = {name: _rebuild([getattr(part, name) for part in parts], leaf) for name in names}
-        return dataclasses.replace(first, **made)
-    if isinstance(first, tuple | list) and examples_in(first) is not None:
-        columns = (_rebuild(column, leaf) for column in zip(*parts, strict=True))
-        return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
-    return leaf(parts)
+def _take(held: deque[Piece], size: int) -> list[Piece]:
+    """Take so many examples off the front."""
+    pieces: list[Piece] = []
+    while size:
+        of, start, stop = held.popleft()
+        if stop - start > size:
+            held.appendleft(Piece(of, start + size, stop))
+            stop = start + size
+        if stop > start:
+            pieces.append(Piece(of, start, stop))
+        size -= stop - start
+    return pieces
