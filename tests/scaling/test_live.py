@@ -14,7 +14,7 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 import rightbatch as rb
-from rightbatch.scaling import OptimizerFamily, Validity, batch_size_set_for, register_optimizer
+from rightbatch.scaling import OptimizerFamily, Validity, register_optimizer
 from tests.scaling.optimizers import NAMES, every_registered_name, make
 
 SETTINGS = ("lr", "momentum", "alpha", "eps", "weight_decay", "betas")
@@ -352,13 +352,6 @@ def test_a_setting_changed_by_hand_is_taken_as_it_is() -> None:
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
-def test_another_size_than_the_one_it_was_left_at_starts_a_new_history() -> None:
-    optimizer = two_groups("SGD")
-    rb.scale_hyperparameters(optimizer, 64, 512, rule="linear", edge=0.03)
-    rb.scale_hyperparameters(optimizer, 128, 64, rule="linear")
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.015)  # not the 0.01 of before
-
-
 def test_a_first_beta_to_keep_is_the_one_of_now() -> None:
     optimizer = two_groups("Adam")
     rb.scale_hyperparameters(optimizer, 64, 128)
@@ -632,12 +625,3 @@ def test_a_given_rate_that_is_none_is_refused(rate: float) -> None:
     with pytest.raises(ValueError, match="`learning_rate` must be positive, got"):
         rb.scale_hyperparameters(optimizer, 8, 32, learning_rate=rate)
     assert optimizer.param_groups[0]["lr"] == 0.01
-
-
-def test_an_optimizer_knows_what_size_it_was_moved_to_unless_a_group_joined_later() -> None:
-    optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.01)
-    assert batch_size_set_for(optimizer) is None
-    rb.scale_hyperparameters(optimizer, 8, 32)
-    assert batch_size_set_for(optimizer) == 32
-    optimizer.add_param_group({"params": [torch.ones(1, requires_grad=True)]})
-    assert batch_size_set_for(optimizer) is None

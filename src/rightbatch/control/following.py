@@ -10,7 +10,7 @@ from rightbatch.batches import Decision
 from rightbatch.control.averages import RunningAverages
 from rightbatch.lr import ExampleLR
 from rightbatch.scaling import Change, scale_hyperparameters
-from rightbatch.scaling.attached import write_number
+from rightbatch.scaling.schedulers import write_number
 
 
 @final
@@ -91,10 +91,15 @@ class Following:
         if self._scheduler is not None:
             self._scheduler.scale(ratio)
             return
-        for group in self._optimizer.param_groups:
-            for name in ("lr", "initial_lr"):
-                if name in group:
-                    write_number(group, name, float(group[name]) * ratio)
+        # All are read before one is written: groups may share one tensor.
+        rates = [
+            (group, name, float(group[name]) * ratio)
+            for group in self._optimizer.param_groups
+            for name in ("lr", "initial_lr")
+            if name in group
+        ]
+        for group, name, rate in rates:
+            write_number(group, name, rate)
 
 
 def _sentence(ratio: float, changes: tuple[Change, ...]) -> str:

@@ -1,50 +1,16 @@
-"""What hangs on an optimizer and moves with it: schedulers, model averages, BatchNorm."""
+"""Running averages beside an optimizer that move with it: of the model, and of BatchNorm."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from rightbatch.results import Change, Validity
 from rightbatch.scaling.settings import decay_over_examples, share_over_examples
 
 Write = Callable[[], None]
-
-_PER_GROUP = ("base_lrs", "max_lrs", "min_lrs", "_last_lr")
-_ONE_FOR_ALL = ("eta_min",)
-
-
-def write_number(holder: Any, key: Any, value: float) -> None:
-    """Set an entry; a tensor is filled, since a captured or compiled step reads that tensor."""
-    if isinstance(holder[key], Tensor):
-        holder[key].fill_(value)
-    else:
-        holder[key] = value
-
-
-def scheduler_moves(scheduler: Any, factors: Sequence[float]) -> Iterator[Write]:
-    """Multiply every rate that a torch scheduler computes from, also of schedulers inside it.
-
-    Args:
-        scheduler: Any of ``torch.optim.lr_scheduler``.
-        factors: One for each parameter group.
-
-    Yields:
-        Functions that set the new numbers; nothing has changed until they are called.
-    """
-    held = vars(scheduler)
-    for inner in held.get("_schedulers", ()):
-        yield from scheduler_moves(inner, factors)
-    for name in _PER_GROUP:
-        rates = held.get(name)
-        if isinstance(rates, list) and len(rates) == len(factors):
-            new = [float(r) * factor for r, factor in zip(rates, factors, strict=True)]
-            yield _fill(rates, new)
-    for name in _ONE_FOR_ALL:
-        if isinstance(held.get(name), int | float):
-            yield _set(scheduler, name, held[name] * factors[0])
 
 
 def ema_move(model_ema: Any, kappa: float) -> tuple[Change, Write]:
@@ -127,14 +93,6 @@ def _ema_change(decay: float, kappa: float) -> Change:
         why="half-life kept in examples",
         validity=Validity.OUTSIDE if kappa > 1 and kappa * (1 - decay) >= 1 else Validity.HOLDS,
     )
-
-
-def _fill(rates: list[Any], new: Sequence[float]) -> Write:
-    def write() -> None:
-        for index, rate in enumerate(new):
-            write_number(rates, index, rate)
-
-    return write
 
 
 def _set(holder: Any, name: str, value: Any) -> Write:

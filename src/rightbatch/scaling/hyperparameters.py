@@ -14,11 +14,25 @@ from rightbatch.scaling.move import (
     Move,
 )
 from rightbatch.scaling.origins import Origins, fresh_origins
-from rightbatch.scaling.rates import Group, Rates, common_rates, momentum_factor_of, over_examples
+from rightbatch.scaling.rates import (
+    Group,
+    Rates,
+    common_rates,
+    momentum_factor_of,
+    over_examples,
+    total_factor,
+    uses,
+)
 from rightbatch.scaling.report import ScalingReport
 from rightbatch.scaling.settings import decoupled_weight_decay, eps_over_root
 
-RATES = ("lr", "initial_lr", "max_lr", "min_lr")  # torch's schedulers keep theirs in the groups
+RATES = (
+    "lr",
+    "initial_lr",
+    "max_lr",
+    "min_lr",
+    "swa_lr",
+)  # torch's schedulers keep theirs in the groups
 
 _ROUNDING = 1e-9  # ten times 1 - 0.9 is not quite 1
 
@@ -111,11 +125,11 @@ def scaled_hyperparameters(
 def moved_group(group: Group, family: OptimizerFamily | None, move: Move, rates: Rates) -> Moved:
     """Move every setting of one group."""
     momentum_factor = momentum_factor_of(group, family, move)
-    total = rates.factor * momentum_factor
+    total = total_factor(group, family, move, rates)
     changes = [_rate(name, group, total, rates) for name in RATES if name in group.values]
     if family is not None:
-        changes += _averages(group, family, move)
-        changes += _eps(group, family, move)
+        averages = [*_averages(group, family, move), *_eps(group, family, move)]
+        changes += [_unmoved(change) for change in averages] if move.stays else averages
         changes += _weight_decay(group, move, total, rates)
     origins = replace(
         group.origins,
@@ -163,9 +177,14 @@ def assemble(
     )
 
 
+def _unmoved(change: Change) -> Change:
+    """Leave a setting as it is where the size stays, whatever else is known now than before."""
+    return replace(change, after=change.before, validity=Validity.HOLDS)
+
+
 def _rate(name: str, group: Group, total: float, rates: Rates) -> Change:
     now = group.values[name]
-    origin = group.origins.of(name, now)
+    origin = group.origin_of(name)
     after = origin.value * (total / origin.rate_factor)
     if rates.retuned is not None:
         after *= rates.retuned
@@ -174,7 +193,7 @@ def _rate(name: str, group: Group, total: float, rates: Rates) -> Change:
 
 def _averages(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Change]:
     """Momentum, first and second beta, as far as the group has them."""
-    if family.momentum is not None and group.values.get(family.momentum):
+    if family.momentum is not None and uses(group, family.momentum):
         if move.momentum == "examples":
             why = "half-life kept in examples; the rate makes up for it"
             yield _average(group, family.momentum, move, why=why)
@@ -182,7 +201,7 @@ def _averages(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Cha
             yield _kept(group, family.momentum, "kept: its half-life in steps")
     name = family.first_beta
     if name is not None and name in group.values:
-        ratio = move.to_batch_size / group.origins.of(name, group.values[name]).batch_size
+        ratio = move.to_batch_size / group.origin_of(name).batch_size
         near = 1 / LARGEST_FIRST_BETA_RATIO <= ratio <= LARGEST_FIRST_BETA_RATIO
         if move.first_beta == "examples" or (move.first_beta == "auto" and near):
             yield _average(group, name, move, why="half-life kept in examples")
@@ -206,7 +225,7 @@ def _average(group: Group, name: str, move: Move, *, why: str) -> Change:
 
 def _kept_beta(group: Group, name: str, move: Move, why: str) -> Change:
     """Go back to the value of before the first move, which a nearer size may have moved."""
-    origin = group.origins.of(name, group.values[name])
+    origin = group.origin_of(name)
     return Change(
         parameter=name,
         before=group.values[name],
@@ -218,7 +237,7 @@ def _kept_beta(group: Group, name: str, move: Move, why: str) -> Change:
 
 def _memory(group: Group, name: str, move: Move) -> Validity:
     """A half-life in examples can be kept only while it is longer than one step."""
-    origin = group.origins.of(name, group.values[name])
+    origin = group.origin_of(name)
     steps = (move.to_batch_size / origin.batch_size) * (1 - origin.value)
     growing = move.to_batch_size > origin.batch_size
     return Validity.OUTSIDE if growing and steps >= 1 - _ROUNDING else Validity.HOLDS
@@ -233,7 +252,7 @@ def _eps(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Change]:
     name = family.eps
     if name is None or not group.values.get(name):
         return
-    origin = group.origins.of(name, group.values[name])
+    origin = group.origin_of(name)
     yield Change(
         parameter=name,
         before=group.values[name],
@@ -249,7 +268,7 @@ def _weight_decay(group: Group, move: Move, total: float, rates: Rates) -> Itera
     if not group.decoupled:
         yield _kept(group, "weight_decay", "kept: a term of the loss, whose minimum stays")
         return
-    origin = group.origins.of("weight_decay", group.values["weight_decay"])
+    origin = group.origin_of("weight_decay")
     yield Change(
         parameter="weight_decay",
         before=group.values["weight_decay"],

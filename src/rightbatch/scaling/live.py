@@ -1,32 +1,30 @@
 """Change the batch size of a training run, and everything in its optimizer that must follow."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from rightbatch.results import Change, Validity
-from rightbatch.scaling.attached import (
-    Write,
-    batch_norm_moves,
-    ema_move,
-    scheduler_moves,
-    write_number,
-)
-from rightbatch.scaling.families import OptimizerFamily, family_of, is_decoupled
+from rightbatch.scaling.attached import Write, batch_norm_moves, ema_move
+from rightbatch.scaling.families import OptimizerFamily, family_of
+from rightbatch.scaling.groups import MEMORY, check_shared_tensors, read_groups, write_groups
 from rightbatch.scaling.hyperparameters import Moved, assemble, moved_group
 from rightbatch.scaling.move import AutoRule, FirstBetaPolicy, MomentumPolicy, Move
-from rightbatch.scaling.origins import Origins, fresh_origins, origins_from_state
 from rightbatch.scaling.rates import Group, common_rates
 from rightbatch.scaling.report import ScalingReport
+from rightbatch.scaling.schedulers import (
+    cycled_momentum,
+    highest_rates,
+    scheduler_moves,
+    schedulers_of,
+)
 from rightbatch.scaling.settings import steps_for_examples
 from rightbatch.scaling.state import carry_state, second_moment_move
-
-MEMORY = "batch_size_scaling"  # entry of a parameter group; saved with the optimizer
-_BETAS = {"beta1": 0, "beta2": 1}
 
 
 def scale_hyperparameters(
@@ -76,17 +74,19 @@ def scale_hyperparameters(
         noise_scale: Gradient noise scale in examples (`rightbatch.measure_noise`).
         critical_batch_size: In examples, measured by training; where given, the rules use it in
             place of the noise scale, which stands in for it only roughly.
-        edge: Largest stable learning rate of the first group (`rightbatch.range_test`, at the
-            new size: at a small one, noise alone makes the loss rise sooner); no new rate is
-            above, and all groups are cut alike.
-        learning_rate: Of the first group, as a measurement at the new size gave it
-            (`rightbatch.race`), in place of the rule's; all groups move alike, weight decay moves
-            as by the rule, and the next move starts from here.
+        edge: Largest stable learning rate of the first group that trains
+            (`rightbatch.range_test`, at the new size: at a small one, noise alone makes the loss
+            rise sooner); no new rate is above, and all groups are cut alike.
+        learning_rate: Of the first group that trains, as a measurement at the new size gave it
+            (`rightbatch.race`), in place of the rule's: the highest rate of its schedule. All
+            groups move alike, weight decay moves as by the rule, and the next move starts from
+            here.
         momentum: "keep" the momentum of SGD and RMSprop, or "examples": keep its half-life in
             examples, and ``lr / (1 - momentum)`` on the rule.
         first_beta: "auto" keeps the first beta's half-life in examples up to 4-fold changes and
             the beta itself beyond; "examples" and "keep" do one of them always.
-        scheduler: A torch scheduler of this optimizer, whose rates are scaled too.
+        scheduler: A torch scheduler of this optimizer, or several in a list, whose rates are
+            scaled too.
         model_ema: A decay, an object with a ``decay``, or torch's ``AveragedModel``: its
             half-life in examples is kept. A plain number comes back as `ScalingReport.model_ema`.
         model: Whose BatchNorm layers shall keep the memory of running statistics in examples;
@@ -98,8 +98,9 @@ def scale_hyperparameters(
         Every setting from what to what and why, whether each rule holds, and warnings.
 
     Raises:
-        ValueError: If a number is out of range, a choice is unknown, or there is no rate to
-            scale. Nothing has been changed then.
+        TypeError: If ``scheduler`` is not one of torch.
+        ValueError: If a number is out of range, a choice is unknown, there is no rate to scale,
+            or the optimizer is set for another size. Nothing has been changed then.
 
     Example:
         >>> import torch
@@ -128,12 +129,15 @@ def scale_hyperparameters(
         momentum=momentum,
         first_beta=first_beta,
     )
-    prepared = _prepare(optimizer, move)
-    extra, writes = _attached(prepared, move, scheduler, model_ema, model, warmup_examples)
+    schedulers = schedulers_of(scheduler, optimizer)
+    prepared = _prepare(optimizer, move, schedulers)
+    extra, writes = _attached(move, model_ema, model, warmup_examples)
+    writes += scheduler_moves(schedulers, [moved.rate_ratio for moved in prepared.moved])
+    report = _with_cycled_momentum(prepared.report, cycled_momentum(schedulers))
     report = replace(
-        prepared.report,
-        changes=(*prepared.report.changes, *extra),
-        warnings=(*prepared.report.warnings, *_stale(optimizer, scheduler, move)),
+        report,
+        changes=(*report.changes, *extra),
+        warnings=(*report.warnings, *_stale(optimizer, schedulers, move)),
         model_ema=next((c.after for c in extra if c.parameter == "model_ema"), None),
     )
     if not dry_run:
@@ -146,10 +150,13 @@ def scale_hyperparameters(
 def batch_size_set_for(optimizer: Optimizer) -> float | None:
     """Read which batch size an optimizer was last moved to; ``None`` if it never was.
 
+    Groups that joined later count as set for it: their next move starts from there.
+
     Args:
         optimizer: Perhaps with what `scale_hyperparameters` leaves in its groups.
     """
-    sizes = {group.get(MEMORY, {}).get("batch_size") for group in optimizer.param_groups}
+    memories = [group.get(MEMORY) or {} for group in optimizer.param_groups]
+    sizes = {memory["batch_size"] for memory in memories if memory}
     return sizes.pop() if len(sizes) == 1 else None
 
 
@@ -165,9 +172,10 @@ class _Prepared:
     report: ScalingReport
 
 
-def _prepare(optimizer: Optimizer, move: Move) -> _Prepared:
+def _prepare(optimizer: Optimizer, move: Move, schedulers: Sequence[LRScheduler]) -> _Prepared:
     family = _nearest_family(type(optimizer))
-    groups = _read_groups(optimizer, family, move)
+    highest = highest_rates(optimizer, schedulers)
+    groups = read_groups(optimizer, family, move.from_batch_size, highest)
     rates = common_rates(groups, family, move)
     moved = [moved_group(group, family, move, rates) for group in groups]
     growths = [1.0] * len(groups)
@@ -176,6 +184,7 @@ def _prepare(optimizer: Optimizer, move: Move) -> _Prepared:
             growth, origins = second_moment_move(optimizer, index, family, move, group.origins)
             growths[index] = growth
             moved[index] = replace(group, origins=origins)
+    check_shared_tensors(optimizer.param_groups, _new_values(moved))
     name = type(optimizer).__name__
     report = assemble(name, family, move, rates, groups, moved)
     if max(growths) > 1:
@@ -189,38 +198,23 @@ def _nearest_family(kind: type) -> OptimizerFamily | None:
     return next((family for family in found if family is not None), None)
 
 
-def _read_groups(
-    optimizer: Optimizer, family: OptimizerFamily | None, move: Move
-) -> tuple[Group, ...]:
-    memories = [group.get(MEMORY) or {} for group in optimizer.param_groups]
-    # A group that joined later, or a size that is not the one we left, starts a new history.
-    known = all(memory.get("batch_size") == move.from_batch_size for memory in memories)
-    groups = []
-    for index, (group, memory) in enumerate(zip(optimizer.param_groups, memories, strict=True)):
-        values = _numbers(group)
-        rate = values.get("lr")
-        if rate is None or not (math.isfinite(rate) and rate >= 0):
-            raise ValueError(
-                f"group {index} of the optimizer must have a finite learning rate 'lr' of at least "
-                f"0, got {group.get('lr')!r}. There is nothing to scale: set one first."
-            )
-        origins: Origins = (
-            origins_from_state(memory) if known else fresh_origins(move.from_batch_size)
-        )
-        decoupled = family is not None and is_decoupled(family, group)
-        groups.append(Group(values=values, origins=origins, decoupled=decoupled))
-    return tuple(groups)
-
-
-def _numbers(group: Mapping[str, Any]) -> dict[str, float]:
-    betas = group.get("betas", ())
-    flat = {**group, **{name: betas[i] for name, i in _BETAS.items() if i < len(betas)}}
-    numbers: dict[str, float] = {}
-    for name, value in flat.items():
-        is_scalar = isinstance(value, Tensor) and value.numel() == 1
-        if is_scalar or (isinstance(value, int | float) and not isinstance(value, bool)):
-            numbers[name] = float(value)
-    return numbers
+def _with_cycled_momentum(report: ScalingReport, name: str | None) -> ScalingReport:
+    """Say of a momentum that a scheduler sets at each step that its change will not last."""
+    if all(c.parameter != name or c.before == c.after for c in report.changes):
+        return report
+    changes = (
+        replace(change, validity=Validity.OUTSIDE) if change.parameter == name else change
+        for change in report.changes
+    )
+    return replace(
+        report,
+        changes=tuple(changes),
+        warnings=(
+            *report.warnings,
+            f"outside validity: the scheduler cycles {name} and puts its own back at its next "
+            "step. Make it with cycle_momentum=False.",
+        ),
+    )
 
 
 def _second_moment(growth: float, move: Move) -> Change:
@@ -237,9 +231,7 @@ def _second_moment(growth: float, move: Move) -> Change:
 
 
 def _attached(
-    prepared: _Prepared,
     move: Move,
-    scheduler: Any,
     model_ema: Any,
     model: nn.Module | None,
     warmup_examples: float | None,
@@ -248,8 +240,6 @@ def _attached(
     kappa = move.to_batch_size / move.from_batch_size
     changes: list[Change] = []
     writes: list[Write] = []
-    if scheduler is not None:
-        writes += scheduler_moves(scheduler, [moved.rate_ratio for moved in prepared.moved])
     if model_ema is not None:
         change, write = ema_move(model_ema, kappa)
         changes.append(change)
@@ -278,9 +268,9 @@ def _warmup(examples: float, move: Move) -> Change:
     )
 
 
-def _stale(optimizer: Optimizer, scheduler: Any, move: Move) -> tuple[str, ...]:
+def _stale(optimizer: Optimizer, schedulers: Sequence[LRScheduler], move: Move) -> tuple[str, ...]:
     has_scheduler = any("initial_lr" in group for group in optimizer.param_groups)
-    if scheduler is not None or not has_scheduler or move.from_batch_size == move.to_batch_size:
+    if schedulers or not has_scheduler or move.stays:
         return ()
     return (
         "a scheduler drives this optimizer and was not passed: one that computes from its own base "
@@ -289,21 +279,13 @@ def _stale(optimizer: Optimizer, scheduler: Any, move: Move) -> tuple[str, ...]:
 
 
 def _write(optimizer: Optimizer, prepared: _Prepared) -> None:
-    pairs = zip(optimizer.param_groups, prepared.moved, prepared.growths, strict=True)
-    for index, (group, moved, growth) in enumerate(pairs):
+    for index, (moved, growth) in enumerate(zip(prepared.moved, prepared.growths, strict=True)):
         if prepared.family is not None:
             decays = {c.parameter: (c.before, c.after) for c in moved.changes}
             carry_state(optimizer, index, prepared.family, decays, growth)
-        for change in moved.changes:
-            if change.before != change.after:
-                _write_setting(group, change.parameter, change.after)
-        group[MEMORY] = moved.origins.as_written(_numbers(group)).as_state()
+    origins = [moved.origins for moved in prepared.moved]
+    write_groups(optimizer.param_groups, _new_values(prepared.moved), origins)
 
 
-def _write_setting(group: dict[str, Any], name: str, value: float) -> None:
-    if name not in _BETAS:
-        write_number(group, name, value)
-        return
-    betas = list(group["betas"])
-    write_number(betas, _BETAS[name], value)
-    group["betas"] = tuple(betas)
+def _new_values(moved: Sequence[Moved]) -> list[dict[str, float]]:
+    return [{c.parameter: c.after for c in m.changes if c.before != c.after} for m in moved]

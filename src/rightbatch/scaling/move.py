@@ -50,9 +50,29 @@ class Move:
                     f"`{name}` must be positive, got {name}={value!r}. "
                     "Leave it out where it was not measured."
                 )
+        if self.learning_rate is not None and math.isinf(self.learning_rate):
+            raise ValueError(
+                f"`learning_rate` must be finite, got learning_rate={self.learning_rate!r}. "
+                "It is set as it is: leave it out to have a rule find one."
+            )
+        self._make_plain()
         _check_choice("rule", self.rule, ("auto", *RULES))
         _check_choice("momentum", self.momentum, ("keep", "examples"))
         _check_choice("first_beta", self.first_beta, ("auto", "keep", "examples"))
+
+    def _make_plain(self) -> None:
+        """Turn other kinds of numbers into Python's: a checkpoint with them cannot be loaded."""
+        for name in ("from_batch_size", "to_batch_size"):
+            size = float(getattr(self, name))
+            object.__setattr__(self, name, int(size) if size.is_integer() else size)
+        for name in ("noise_scale", "critical_batch_size", "edge", "learning_rate"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
+
+    @property
+    def stays(self) -> bool:
+        """Whether there is no change of the batch size."""
+        return self.from_batch_size == self.to_batch_size
 
     @property
     def saturation(self) -> float | None:

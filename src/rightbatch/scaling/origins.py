@@ -62,16 +62,21 @@ class Origins:
         }
 
 
-def fresh_origins(batch_size: float, step: float = 0.0) -> Origins:
-    """Start to remember, here and now."""
+def fresh_origins(batch_size: float, others: Origins | None = None) -> Origins:
+    """Start to remember, here and now.
+
+    Args:
+        batch_size: That the settings are for.
+        others: What groups remember whose rates this group's will move with.
+    """
     return Origins(
         batch_size=batch_size,
-        first_batch_size=batch_size,
-        rate_factor=1.0,
-        momentum_factor=1.0,
+        first_batch_size=others.first_batch_size if others else batch_size,
+        rate_factor=others.rate_factor if others else 1.0,
+        momentum_factor=others.momentum_factor if others else 1.0,
         settings={},
         averaged_inverse_size=1 / batch_size,
-        step=step,
+        step=0.0,
     )
 
 

@@ -9,7 +9,7 @@ from rightbatch.results import Validity
 from rightbatch.scaling.families import OptimizerFamily
 from rightbatch.scaling.learning_rate import ScalingRule
 from rightbatch.scaling.move import Move, mismatch
-from rightbatch.scaling.origins import Origins
+from rightbatch.scaling.origins import Origin, Origins
 from rightbatch.scaling.settings import decay_over_examples
 
 
@@ -21,6 +21,19 @@ class Group:
     values: Mapping[str, float]
     origins: Origins
     decoupled: bool  # whether its weight decay is outside the gradient
+    highest_rate: float | None = None  # of its schedule, where that is not among the values
+
+    @property
+    def peak(self) -> float:
+        """The rate that an edge has to hold and that a measurement gives: not that of now."""
+        highest = self.highest_rate
+        if highest is None:
+            highest = self.values.get("max_lr", self.values.get("initial_lr"))
+        return self.values["lr"] if highest is None else highest
+
+    def origin_of(self, name: str) -> Origin:
+        """Find where a setting comes from."""
+        return self.origins.of(name, self.values[name])
 
 
 @final
@@ -29,7 +42,7 @@ class Rates:
     """What every group's rates are multiplied by, and why."""
 
     rule: ScalingRule
-    factor: float  # from the first batch size to the new one, after the cap
+    factor: float  # from the first batch size; from now where the size stays; after the cap
     why: str
     validity: Validity
     warnings: tuple[str, ...]
@@ -37,12 +50,14 @@ class Rates:
 
 
 def common_rates(groups: Sequence[Group], family: OptimizerFamily | None, move: Move) -> Rates:
-    """Find the one factor of all rates: by the rule, cut where the first group's meets the edge."""
-    first = groups[0]
+    """Find the one factor of all rates: by the rule, given, or cut at the edge.
+
+    A given rate and the edge are those of the first group that trains: one with a rate of 0 says
+    nothing about a factor.
+    """
+    first = next((group for group in groups if group.peak > 0), groups[0])
     rates = _by_rule(first, family, move)
-    # A schedule lowers the rate of now; what the edge has to hold is the rate it started from.
-    peak = first.values.get("initial_lr", first.values["lr"]) / first.origins.rate_factor
-    wanted = peak * rates.factor * momentum_factor_of(first, family, move)
+    wanted = first.peak * total_factor(first, family, move, rates) / first.origins.rate_factor
     if move.learning_rate is not None and wanted > 0:
         given = replace(rates, why="given, not by a rule", validity=Validity.HOLDS, warnings=())
         rates = replace(given, retuned=move.learning_rate / wanted)
@@ -55,7 +70,8 @@ def common_rates(groups: Sequence[Group], family: OptimizerFamily | None, move: 
 
 def _by_rule(first: Group, family: OptimizerFamily | None, move: Move) -> Rates:
     rule = move.resolved(family)
-    origin = first.origins.first_batch_size
+    # Where the size stays nothing moves, whatever was known when it came there.
+    origin = move.to_batch_size if move.stays else first.origins.first_batch_size
     validity, doubt = move.regime(origin)
     warnings = [doubt] if doubt else []
     why = f"{rule} rule"
@@ -97,18 +113,30 @@ def _cut(rates: Rates, wanted: float, edge: float, source: str) -> Rates:
     )
 
 
+def total_factor(group: Group, family: OptimizerFamily | None, move: Move, rates: Rates) -> float:
+    """Multiply everything that a group's rates get, from its first batch size to the new one."""
+    if move.stays:
+        return group.origins.rate_factor * rates.factor
+    return rates.factor * momentum_factor_of(group, family, move)
+
+
 def momentum_factor_of(group: Group, family: OptimizerFamily | None, move: Move) -> float:
     """Keep ``lr / (1 - momentum)`` on the rule, where the momentum moves."""
     applied = group.origins.momentum_factor
     name = family.momentum if family is not None else None
-    if name is None or not group.values.get(name) or move.momentum == "keep":
+    if name is None or move.stays or move.momentum == "keep" or not uses(group, name):
         return applied
     now = group.values[name]
     after = over_examples(group, name, move)
     return applied if after == now else applied * (1 - after) / (1 - now)
 
 
+def uses(group: Group, name: str) -> bool:
+    """Whether a group has a setting above 0; one that a power took below any number counts too."""
+    return name in group.values and group.origin_of(name).value > 0
+
+
 def over_examples(group: Group, name: str, move: Move) -> float:
     """Keep a running average's half-life in examples, from the size that its decay was set for."""
-    origin = group.origins.of(name, group.values[name])
+    origin = group.origin_of(name)
     return decay_over_examples(origin.value, move.to_batch_size / origin.batch_size)
