@@ -112,16 +112,16 @@ def compare(name: str) -> dict[str, Any]:
     step_seconds = _lower_quartile(seconds[False])
     ratios = [a / b for a, b in zip(seconds[True], seconds[False], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
-    every = loop.monitor.state_dict()["pace"]["every"] or 1
+    measured = loop.monitor.averages.measured / loop.sampler.delivered
     result_seconds = _result_seconds(loop.monitor)
     return {
         "task": name,
         "batch_size": built_in.batch_size,
         "pairs": len(own_seconds),
         "step_seconds": step_seconds,
-        "measured_every": every,
+        "measured_share": measured,  # of the steps, by the monitor
         "result_seconds": result_seconds,
-        "calls_seconds": _lower_quartile(own_seconds) + result_seconds / every,
+        "calls_seconds": _lower_quartile(own_seconds) + result_seconds * measured,
         "ratio": _lower_quartile(seconds[True]) / step_seconds,
         "quartiles_of_pairs": [low, high],
         "move_seconds": move_seconds(name),

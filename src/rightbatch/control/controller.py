@@ -284,7 +284,7 @@ class BatchSizeController:
                 return
             decision, self._waiting = self._waiting.decision, None
             self._move(decision, noise)
-        elif noise == self._judged:
+        elif noise is self._judged or noise == self._judged:
             return
         decision = self._schedule.size_at(self.examples_seen, noise)
         lag = 0

@@ -65,16 +65,11 @@ class Evidence:
         """
         if self._monitor is None:
             return None
-        own = self._own(self._monitor) if self._comm.rank == 0 else None
-        return own if self._comm.world_size == 1 else self._heard(own)
-
-    def _own(self, monitor: Monitor) -> Agreed | None:
-        measured = monitor.averages.measured
-        if measured != self._measured:  # the result costs more than a step of the controller
-            noise, self._measured = monitor.result(), measured
-            scale = noise.noise_scale
-            self._known = None if scale is None else Agreed(scale, noise.low, noise.high)
-        return self._known
+        if self._comm.rank == 0:
+            measured = self._monitor.averages.measured
+            if measured != self._measured:  # the result costs more than a step of the controller
+                self._known, self._measured = _result(self._monitor), measured
+        return self._known if self._comm.world_size == 1 else self._heard(self._known)
 
     def _heard(self, own: Agreed | None) -> Agreed | None:
         numbers = [0.0] * 5
@@ -83,3 +78,9 @@ class Evidence:
         agreed = self._comm.sum(torch.tensor(numbers, dtype=torch.float64)).tolist()
         is_resolved, noise_scale, low, is_bounded, high = agreed
         return Agreed(noise_scale, low, high if is_bounded else None) if is_resolved else None
+
+
+def _result(monitor: Monitor) -> Agreed | None:
+    noise = monitor.result()
+    scale = noise.noise_scale
+    return None if scale is None else Agreed(scale, noise.low, noise.high)
