@@ -77,6 +77,14 @@ def test_time_in_line_is_taken_off_without_workers_and_belongs_to_the_loop_with_
         assert loop._time_steps(3) == pytest.approx(seconds)
 
 
+def test_workers_deliver_together_and_are_timed_together() -> None:
+    """Two at a time: 0.4 and 0.2 s for both, whose low quantile is 0.24, half of that each."""
+    clock, seconds = FakeClock(), iter([0.3, 0.1, 0.1, 0.1])
+    task = task_with(lambda size: None, num_workers=2)
+    each = loop_of(task, clock)._time(lambda: clock.advance(next(seconds)), 4, 2)
+    assert each == pytest.approx(0.12)
+
+
 @pytest.mark.parametrize(
     ("total", "overlap"), [(0.3, 1.0), (0.35, 0.5), (0.4, 0.0), (0.5, 0.0), (0.2, 1.0)]
 )

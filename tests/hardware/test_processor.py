@@ -59,8 +59,13 @@ def test_what_an_act_stood_in_line_is_taken_off_and_never_more(
         wait(now[0][2])  # just after the look at the clock
         return seconds
 
-    now = [(0.0, 0.0, 0.0)]
-    beside = Processor(lambda: (0.0, 0.0), lambda: line[0])
+    def look_at_line() -> float:
+        seconds = line[0]
+        wait(now[0][2])
+        return seconds
+
+    now = [waits[0]]
+    beside = Processor(lambda: (0.0, 0.0), look_at_line)
     seconds = time_each(act, len(waits), look, beside, limit_seconds=limit)
     assert len(seconds) >= 1
     for measured, (own, _, _) in zip(seconds, waits, strict=False):

@@ -104,6 +104,16 @@ def test_the_optimizer_never_takes_longer_than_a_whole_step() -> None:
     assert optimizer_seconds(with_optimizer(0.9)) == pytest.approx(0.026)
 
 
+@pytest.mark.parametrize(("size", "seconds"), [(128, 0.074), (4, 0.026), (48, 0.058)])
+def test_shares_of_a_size_beyond_the_measured_ones_count_at_the_nearest(
+    size: int, seconds: float
+) -> None:
+    """A step takes 10 ms + 1 ms an example, timed from 16 to 64; a tenth is the optimizer."""
+    shares = StepShares(batch_size=size, forward=0.4, backward=0.5, optimizer=0.1)
+    profile = replace(throughput(sizes=(16, 32, 64)), shares=shares)
+    assert optimizer_seconds(profile) == pytest.approx(0.1 * seconds)
+
+
 def test_the_best_micro_batch_allows_for_the_optimizer() -> None:
     """At 32: one pass of 19 ms, or two of 10 ms; 16 ms once the optimizer's 4 come only once."""
     plain = throughput(sizes=(16, 32))
