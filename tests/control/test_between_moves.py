@@ -81,6 +81,16 @@ def test_a_monitor_is_asked_when_a_move_is_possible_and_it_has_news() -> None:
     assert monitor.asked == 3
 
 
+def test_one_measurement_moves_as_often_as_it_asks_for() -> None:
+    schedule = BatchSizeSchedule.noise(8, max_batch_size=64, dwell_examples=0)
+    monitor = FakeMonitor()
+    controller = controlled(schedule, monitor=monitor)
+    monitor.measures(32.0)
+    for _ in range(4):
+        controller.step(controller.batch_size)
+    assert [move.to_batch_size for move in controller.moves] == [16, 32]
+
+
 @pytest.mark.parametrize(("most", "is_itself"), [(None, True), (8, True), (4, False)])
 def test_a_batch_that_fits_is_not_cut(most: int | None, is_itself: bool) -> None:
     sampler = BatchSizeSampler(20, 8)

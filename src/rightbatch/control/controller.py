@@ -292,20 +292,19 @@ class BatchSizeController:
             lag = self._sampler.set_batch_size(decision.batch_size) or 0
         if lag:
             self._waiting = Waiting(decision, lag)
-        elif (
+            self._stays_until = 0
+            return
+        self._stays_until = self._schedule.unchanged_until(self.examples_seen)
+        if (
             decision.batch_size != self.batch_size
             or decision.rate_factor != self._following.rate_factor
         ):
+            self._judged = _NOTHING
             self._move(decision, noise)
-        self._rest(noise)
-
-    def _rest(self, noise: Agreed | None) -> None:
-        """Note how long nothing can change: up to a count, or until something else is measured."""
-        self._stays_until, self._judged = 0, _NOTHING
-        if self._waiting is None:
-            self._stays_until = self._schedule.unchanged_until(self.examples_seen)
-            if self._stays_until <= self.examples_seen:
-                self._judged = noise
+        else:
+            # From then on, only something newly measured can change it.
+            is_free = self._stays_until <= self.examples_seen
+            self._judged = noise if is_free else _NOTHING
 
     def _move(self, decision: Decision, noise: Agreed | None) -> None:
         before, cut = self.batch_size, self._cut_of(decision.batch_size)
