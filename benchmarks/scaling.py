@@ -29,7 +29,7 @@ from rightbatch.tasks.rows import Rows, take
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = (4, 8, 16)
-SEEDS = range(12)
+SEEDS = range(24)
 BOUND = 1.1  # of the tuned validation loss
 _DIVERGED = 1e3  # a validation loss that counts as one
 
