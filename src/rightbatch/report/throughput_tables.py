@@ -40,8 +40,8 @@ def _crowded(throughput: ThroughputProfile) -> Iterator[str]:
     most = max((point.crowded_share or 0.0 for point in throughput.points), default=0.0)
     if most > _CROWDED:
         yield (
-            f"Other processes had the processors up to {_percent(most)} of the time: that was "
-            "taken off, but measure again when the machine is quiet."
+            f"Other processes had the processors up to {_percent(most)} of the time: what the "
+            "training thread waited was taken off, but measure again when the machine is quiet."
         )
 
 
