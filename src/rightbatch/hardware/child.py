@@ -163,7 +163,7 @@ class _Attempt:
     def _steps(self, meter: Meter, guard: "_Limit") -> Answer:
         meter.reset()
         spent, peaks, left_over = 0.0, list[int](), list[int]()
-        while self._goes_on(peaks, spent):
+        while self._goes_on(peaks, spent, left_over):
             start = wall_clock()
             take_step(self._task, self._batch, self._job.accumulation_steps)
             synchronize(self._device)
@@ -186,9 +186,11 @@ class _Attempt:
             seconds_per_example=self._each(spent, len(peaks)),
         )
 
-    def _goes_on(self, peaks: list[int], spent: float) -> bool:
+    def _goes_on(self, peaks: list[int], spent: float, left_over: list[int]) -> bool:
         """Whether the steps so far are too few, or more of them cost little."""
         job = self._job
+        if len(peaks) >= job.steps and self._leaks(left_over):
+            return False  # it would only run out
         patient = len(peaks) < job.long_steps and spent < job.patience_seconds
         return len(peaks) < job.steps or patient or self._grows(peaks)
 
