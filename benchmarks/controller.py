@@ -11,6 +11,7 @@ loop without accumulation does not need. A move is timed apart.
 """
 
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator
 from itertools import accumulate, cycle, islice, takewhile
@@ -183,12 +184,13 @@ def _synchronise(device: torch.device) -> None:
 
 def controller(say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Compare on the built-in tasks, at the batch sizes that they train with."""
-    rows = []
+    load, rows = os.getloadavg()[0], []
     for name in BUILT_IN:
         say(name)
         rows.append(compare(name))
     return {
         "environment": describe_environment(),
+        "load_average": load,  # of the minute before: what else the machine did
         "limit": LIMIT,
         "weighting_seconds": weighting_seconds(),
         "rows": rows,
@@ -233,6 +235,8 @@ def as_markdown(result: dict[str, Any]) -> str:
         "include their share of asking the monitor for its result after a measurement. The "
         "ratio of whole steps scatters more than what it measures. A move is not in the share: "
         "it happens a few times a run.",
+        "",
+        f"Load average of the machine before: {result['load_average']:.1f}.",
         "",
         "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",
     ]

@@ -40,7 +40,13 @@ def row(calls_seconds: float) -> dict[str, Any]:
 def test_the_verdict_counts_the_calls_and_the_weighting() -> None:
     rows = [row(4e-6), row(7e-6)]
     assert [share(each, 4e-6) for each in rows] == pytest.approx([0.008, 0.011], rel=1e-12)
-    result = {"environment": {}, "limit": LIMIT, "weighting_seconds": 4e-6, "rows": rows}
+    result = {
+        "environment": {},
+        "load_average": 0.5,
+        "limit": LIMIT,
+        "weighting_seconds": 4e-6,
+        "rows": rows,
+    }
     first, second = as_markdown(result).splitlines()[4:6]
     assert "| 4.0 us | 4.0 us | 0.80% | yes |" in first
     assert "| 7.0 us | 4.0 us | 1.10% | **no** |" in second
