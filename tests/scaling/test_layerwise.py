@@ -229,3 +229,17 @@ def test_what_cannot_be_made_or_trusted_is_refused() -> None:
 
 def strange(params: Any) -> Optimizer:
     return LARS(params)
+
+
+def test_a_kind_may_be_written_in_capitals_and_another_is_refused() -> None:
+    assert rb.check_layerwise_optimizer(LAMB, kind="LAMB").kind == "lamb"
+    assert rb.check_layerwise_optimizer(LARS, kind="Lars").valid
+    with pytest.raises(ValueError, match="must be 'lars' or 'lamb', got kind='foo'"):
+        rb.check_layerwise_optimizer(LAMB, kind="foo")
+
+
+@pytest.mark.parametrize("kind", ["lars", "lamb"])
+def test_an_optimizer_that_is_neither_gets_a_verdict(kind: str) -> None:
+    report = rb.check_layerwise_optimizer(torch.optim.SGD, kind=kind)
+    assert "layer-wise without weight decay" in report.failures
+    assert "FAIL" in str(report)

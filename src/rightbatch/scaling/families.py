@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import Any, Literal, final, get_args
 
 from rightbatch.scaling.learning_rate import ScalingRule
 
@@ -30,8 +30,33 @@ class OptimizerFamily:
     second_moments: tuple[str, ...] = ()  # state that follows second_beta
     bias_corrected: bool = False  # second moments are divided by 1 - second_beta^step when used
     momentum_buffer: str | None = None  # state: the sum that `momentum` decays
-    unscaled: tuple[str, ...] = ()  # settings that count steps, which no rule covers
+    unscaled: tuple[str, ...] = ()  # settings that count steps, which no rule covers: kept
     is_derived: bool = True  # the rule of the rate was derived for this step, not only tried
+
+    def __post_init__(self) -> None:
+        """Refuse a step that no rule is known for.
+
+        Raises:
+            ValueError: If ``step`` is neither of the two.
+        """
+        steps = get_args(Step)
+        if self.step not in steps:
+            raise ValueError(
+                f"`step` must be one of {', '.join(steps)}, got step={self.step!r}. "
+                "It decides which rule the rate follows."
+            )
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the settings that it says the groups have."""
+        named = (self.momentum, self.first_beta, self.second_beta, self.eps)
+        return tuple(name for name in named if name is not None)
+
+    @property
+    def state(self) -> tuple[str, ...]:
+        """Names of the averages that it says the state has."""
+        named = (self.first_moment, *self.second_moments, self.momentum_buffer)
+        return tuple(name for name in named if name is not None)
 
     @property
     def rule(self) -> ScalingRule:
@@ -55,6 +80,9 @@ _NADAM = replace(
     second_moments=("exp_avg_sq",),
     unscaled=("momentum_decay",),
 )
+# Its rectification is a warm-up in steps, whose length is set by beta2: another beta would start it
+# again, or end it at once.
+_RADAM = replace(_ADAM, unscaled=("beta1", "beta2"))
 _SGD = OptimizerFamily(step="gradient", momentum="momentum", momentum_buffer="momentum_buffer")
 _RMSPROP = OptimizerFamily(
     step="normalised",
@@ -79,7 +107,7 @@ _families: dict[str, OptimizerFamily] = {
     "LARS": _LARS,
     "Lars": _LARS,
     "Adam": _ADAM,
-    "RAdam": _ADAM,
+    "RAdam": _RADAM,
     "LAMB": _LAMB,
     "Lamb": _LAMB,
     "AdamW": _ADAMW,

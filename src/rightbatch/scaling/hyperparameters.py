@@ -1,11 +1,18 @@
 """Every setting of an optimizer at another batch size: a pure function of numbers."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 from rightbatch.results import Change, Validity
-from rightbatch.scaling.families import OptimizerFamily, family_of, similar_names
+from rightbatch.scaling.families import (
+    OptimizerFamily,
+    family_of,
+    is_decoupled,
+    similar_names,
+)
+from rightbatch.scaling.groups import numbers_of
 from rightbatch.scaling.move import (
     LARGEST_FIRST_BETA_RATIO,
     AutoRule,
@@ -49,7 +56,7 @@ class Moved:
 
 def scaled_hyperparameters(
     optimizer: str,
-    hyperparameters: Mapping[str, float],
+    hyperparameters: Mapping[str, Any],
     from_batch_size: int,
     to_batch_size: int,
     *,
@@ -69,7 +76,8 @@ def scaled_hyperparameters(
     Args:
         optimizer: Its class name.
         hyperparameters: Settings by name, as `rightbatch.results.TaskFacts` has them: "lr",
-            "momentum", "beta1", "beta2", "alpha", "eps", "weight_decay".
+            "momentum", "beta1", "beta2", "alpha", "eps", "weight_decay"; or as an optimizer's
+            ``defaults`` have them, with "betas". What is no number is ignored.
         from_batch_size: Examples an optimizer step that they suit.
         to_batch_size: Examples an optimizer step to train with.
         rule: Of the learning rate; "auto" as in `rightbatch.scale_hyperparameters`.
@@ -106,20 +114,37 @@ def scaled_hyperparameters(
         momentum=momentum,
         first_beta=first_beta,
     )
-    if "lr" not in hyperparameters:
-        raise ValueError(
-            f"`hyperparameters` must have a learning rate 'lr', got {', '.join(hyperparameters)}. "
-            "Every other setting is scaled beside it."
-        )
     family = family_of(optimizer)
     group = Group(
-        values=hyperparameters,
-        origins=fresh_origins(from_batch_size),
-        decoupled=family is not None and family.decoupled,
+        values=_checked_numbers(hyperparameters, family),
+        origins=fresh_origins(move.from_batch_size),
+        decoupled=family is not None and is_decoupled(family, hyperparameters),
     )
     rates = common_rates([group], family, move)
     moved = moved_group(group, family, move, rates)
     return assemble(optimizer, family, move, rates, [group], [moved])
+
+
+def _checked_numbers(
+    settings: Mapping[str, Any], family: OptimizerFamily | None
+) -> dict[str, float]:
+    values = numbers_of(settings)
+    if "lr" not in values:
+        raise ValueError(
+            f"`hyperparameters` must have a learning rate 'lr', got {', '.join(settings)}. "
+            "Every other setting is scaled beside it."
+        )
+    decays = () if family is None else (family.momentum, family.first_beta, family.second_beta)
+    sizes = ("lr", "weight_decay") if family is None else ("lr", "weight_decay", family.eps)
+    for name, value in values.items():
+        top = 1.0 if name in decays else math.inf
+        if name in (*decays, *sizes) and not (0 <= value <= top and math.isfinite(value)):
+            limits = "in [0, 1]" if name in decays else "finite and not negative"
+            raise ValueError(
+                f"`hyperparameters` must have {name!r} {limits}, got {name}={value!r}. "
+                "No optimizer trains with it: pass what the optimizer has."
+            )
+    return values
 
 
 def moved_group(group: Group, family: OptimizerFamily | None, move: Move, rates: Rates) -> Moved:
@@ -200,7 +225,9 @@ def _averages(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Cha
         else:
             yield _kept(group, family.momentum, "kept: its half-life in steps")
     name = family.first_beta
-    if name is not None and name in group.values:
+    if name in family.unscaled and name in group.values:
+        yield _kept(group, name, "kept: no rule covers it", Validity.UNCHECKED)
+    elif name is not None and name in group.values:
         ratio = move.to_batch_size / group.origin_of(name).batch_size
         near = 1 / LARGEST_FIRST_BETA_RATIO <= ratio <= LARGEST_FIRST_BETA_RATIO
         if move.first_beta == "examples" or (move.first_beta == "auto" and near):
@@ -209,7 +236,9 @@ def _averages(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Cha
             why = "kept" if move.first_beta == "keep" else "kept: the sizes are too far apart"
             yield _kept_beta(group, name, move, why)
     name = family.second_beta
-    if name is not None and name in group.values:
+    if name in family.unscaled and name in group.values:
+        yield _kept(group, name, "kept: no rule covers it", Validity.UNCHECKED)
+    elif name is not None and name in group.values:
         yield _average(group, name, move, why="half-life kept in examples")
 
 
@@ -243,9 +272,9 @@ def _memory(group: Group, name: str, move: Move) -> Validity:
     return Validity.OUTSIDE if growing and steps >= 1 - _ROUNDING else Validity.HOLDS
 
 
-def _kept(group: Group, name: str, why: str) -> Change:
+def _kept(group: Group, name: str, why: str, validity: Validity = Validity.HOLDS) -> Change:
     now = group.values[name]
-    return Change(parameter=name, before=now, after=now, why=why, validity=Validity.HOLDS)
+    return Change(parameter=name, before=now, after=now, why=why, validity=validity)
 
 
 def _eps(group: Group, family: OptimizerFamily, move: Move) -> Iterator[Change]:

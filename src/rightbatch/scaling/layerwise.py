@@ -66,7 +66,7 @@ class LayerwiseReport:
 
 
 def check_layerwise_optimizer(
-    make: Make, *, kind: Kind | None = None, trust: float | None = None
+    make: Make, *, kind: str | None = None, trust: float | None = None
 ) -> LayerwiseReport:
     """Test a LARS or LAMB against the laws of its paper, on two layers of a few numbers.
 
@@ -75,8 +75,8 @@ def check_layerwise_optimizer(
 
     Args:
         make: Its class, or a function, called as ``make(parameters, lr=..., weight_decay=...)``.
-        kind: "lars" (momentum over scaled gradients) or "lamb" (scaled steps of Adam); by
-            default "lamb" where a parameter group has ``betas``.
+        kind: "lars" (momentum over scaled gradients) or "lamb" (scaled steps of Adam), in small
+            or capital letters; by default "lamb" where a parameter group has ``betas``.
         trust: The factor of the ratio of norms. By default the group's ``trust_coefficient``,
             ``trust_coeff`` or ``trust``; else 1 for LAMB, and for LARS the size of the first step
             is then not checked.
@@ -85,7 +85,8 @@ def check_layerwise_optimizer(
         Every law, whether it holds, and what was found.
 
     Raises:
-        ValueError: If ``make`` cannot be called so, or ``trust`` is not positive.
+        ValueError: If ``make`` cannot be called so, ``kind`` is neither of the two, or ``trust`` is
+            not positive.
 
     Example:
         >>> import torch
@@ -104,12 +105,24 @@ def check_layerwise_optimizer(
         )
     optimizer = _Trial(make).optimizer
     group = optimizer.param_groups[0]
-    kind = kind or ("lamb" if "betas" in group else "lars")
+    kind = _checked_kind(kind, group)
     if trust is None:
         named = (float(group[name]) for name in _TRUST if name in group)
         trust = next(named, 1.0 if kind == "lamb" else None)
     laws = _laws(make, kind, trust, group)
     return LayerwiseReport(optimizer=type(optimizer).__name__, kind=kind, invariants=tuple(laws))
+
+
+def _checked_kind(kind: str | None, group: Mapping[str, Any]) -> Kind:
+    if kind is None:
+        return "lamb" if "betas" in group else "lars"
+    named: dict[str, Kind] = {"lars": "lars", "lamb": "lamb"}
+    if kind.lower() not in named:
+        raise ValueError(
+            f"`kind` must be 'lars' or 'lamb', got kind={kind!r}. "
+            "Each has laws of its own: leave it out to have the settings tell."
+        )
+    return named[kind.lower()]
 
 
 def _laws(
@@ -239,7 +252,8 @@ def _requested_rate(
     ratios = [share / (trust * ahead) for share in first]
     worst = max(ratios, key=lambda ratio: abs(math.log(ratio)) if ratio > 0 else math.inf)
     found = f"the first step is {worst:.4g} times lr * {trust:g} * |weights|, and must be 1 times"
-    if kind == "lamb" and _near(worst, 1 / (1 - float(group["betas"][0]))):
+    beta = _first_beta(group)
+    if kind == "lamb" and beta > 0 and _near(worst, 1 / (1 - beta)):
         found += ". That is 1 / (1 - beta1): the rate was divided by the correction for bias"
     return Invariant(
         name="first step at the requested rate",
@@ -248,10 +262,16 @@ def _requested_rate(
     )
 
 
+def _first_beta(group: Mapping[str, Any]) -> float:
+    """What a correction for bias would be computed from; 0 where there is nothing to correct."""
+    betas = group.get("betas") or (0.0,)
+    return float(betas[0])
+
+
 def _steady_length(shares: Sequence[Sequence[float]], group: Mapping[str, Any]) -> Invariant:
     """At one gradient Adam's step is one step, and LAMB gives it the length lr |weights|."""
     relative = [_ratio(step[0], shares[-1][0]) for step in shares]
-    beta = float(group["betas"][0])
+    beta = _first_beta(group)
     expected_of_fault = [
         (1 - beta**_NUM_STEPS) / (1 - beta ** (index + 1)) for index in range(_NUM_STEPS)
     ]
@@ -260,7 +280,7 @@ def _steady_length(shares: Sequence[Sequence[float]], group: Mapping[str, Any]) 
         f"under one constant gradient the first {_NUM_STEPS} steps are {listed} times the last, "
         "and all must be equal"
     )
-    if all(_near(a, b) for a, b in zip(relative, expected_of_fault, strict=True)):
+    if beta > 0 and all(_near(a, b) for a, b in zip(relative, expected_of_fault, strict=True)):
         found += ". They follow 1 / (1 - beta1^t): the rate was divided by the correction for bias"
     return Invariant(
         name="steady length",

@@ -24,7 +24,7 @@ from rightbatch.scaling.schedulers import (
     schedulers_of,
 )
 from rightbatch.scaling.settings import steps_for_examples
-from rightbatch.scaling.state import carry_state, second_moment_move
+from rightbatch.scaling.state import carry_state, has_unknown_state, second_moment_move
 
 
 def scale_hyperparameters(
@@ -187,10 +187,34 @@ def _prepare(optimizer: Optimizer, move: Move, schedulers: Sequence[LRScheduler]
     check_shared_tensors(optimizer.param_groups, _new_values(moved))
     name = type(optimizer).__name__
     report = assemble(name, family, move, rates, groups, moved)
+    if family is not None and not move.stays:
+        report = _with_unknown_parts(report, optimizer, family, groups)
     if max(growths) > 1:
         changes = (*report.changes, _second_moment(max(growths), move))
         report = replace(report, changes=changes)
     return _Prepared(family=family, groups=groups, moved=moved, growths=growths, report=report)
+
+
+def _with_unknown_parts(
+    report: ScalingReport, optimizer: Optimizer, family: OptimizerFamily, groups: Sequence[Group]
+) -> ScalingReport:
+    """Say what the optimizer's name promises and the optimizer does not have."""
+    missing = [name for name in family.settings if any(name not in g.values for g in groups)]
+    unknown, warnings = [*missing], [*report.warnings]
+    if missing:
+        warnings.append(
+            f"not scaled: {', '.join(missing)}, which {report.optimizer}'s groups do not have. "
+            "Say how its settings are named with rightbatch.scaling.register_optimizer."
+        )
+    if has_unknown_state(optimizer, family):
+        unknown.append("the optimizer's state")
+        warnings.append(
+            f"not scaled: the state of {report.optimizer}, which has none of "
+            f"{', '.join(family.state)}. Its next steps may jump: say how its averages are named "
+            "with rightbatch.scaling.register_optimizer."
+        )
+    not_scaled = tuple(dict.fromkeys((*report.not_scaled, *unknown)))
+    return replace(report, not_scaled=not_scaled, warnings=tuple(warnings))
 
 
 def _nearest_family(kind: type) -> OptimizerFamily | None:

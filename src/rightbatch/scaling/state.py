@@ -82,6 +82,19 @@ def carry_state(
             buffer.mul_((1 - before) / (1 - after))
 
 
+def has_unknown_state(optimizer: Optimizer, family: OptimizerFamily) -> bool:
+    """Whether some parameter's averages have none of the names that the family knows.
+
+    Args:
+        optimizer: Perhaps of another library, with the name of a known one.
+        family: That its name stands for.
+    """
+    if not family.state:
+        return False
+    entries = (state.keys() - {"step"} for state in optimizer.state.values())
+    return any(names and names.isdisjoint(family.state) for names in entries)
+
+
 def _correction(pair: tuple[float, float] | None, step: float) -> float:
     """Keep ``average / (1 - beta^step)`` what it was when the beta changes."""
     if pair is None or pair[0] == pair[1] or step < 1:
