@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from rightbatch.lr.shapes import describe_shape
 
+_ENTRIES = {"last_epoch", "base_lrs", "_last_lr", "schedule", "samples"}  # of a saved state
 _SAMPLES = 16  # places up to now at which a schedule must agree with the one that was saved
 
 
@@ -77,7 +78,8 @@ class ExampleLR(LRScheduler):
     @property
     def base_lrs(self) -> list[float]:  # pyright: ignore - torch has a list that goes stale
         """First rate of each parameter group, as the groups hold it now."""
-        return [float(group["initial_lr"]) for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        return [float(group.get("initial_lr", group["lr"])) for group in groups]
 
     def get_lr(self) -> list[float | Tensor]:
         """Return what the rates are after the examples seen."""
@@ -88,8 +90,8 @@ class ExampleLR(LRScheduler):
         """Count the examples of the optimizer step just made, and set the rates for the next.
 
         Args:
-            examples: Of that step, over all its micro-batches and devices. Where examples differ in
-                length and the schedule counts tokens: tokens.
+            examples: Of that step, over all its micro-batches and devices; a tensor of one number
+                will do. Where examples differ in length and the schedule counts tokens: tokens.
 
         Raises:
             ValueError: If ``examples`` is absent, not positive or not finite; nothing is counted.
@@ -127,8 +129,11 @@ class ExampleLR(LRScheduler):
                 f"`factor` must be positive and finite, got factor={factor!r}. "
                 "It multiplies every rate from now on: use 2.0 to double them."
             )
-        for group in self.optimizer.param_groups:
-            _write(group, "initial_lr", float(group["initial_lr"]) * factor)
+        # All are read before one is written: groups may share one tensor.
+        scaled = [rate * factor for rate in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, scaled, strict=True):
+            self._adopt(group)
+            _write(group, "initial_lr", rate)
         self._set_rates(self._factor(self.last_epoch))
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,7 +141,7 @@ class ExampleLR(LRScheduler):
         return {
             "last_epoch": self.last_epoch,
             "base_lrs": self.base_lrs,
-            "_last_lr": [float(rate) for rate in self._last_lr],
+            "_last_lr": [float(group["lr"]) for group in self.optimizer.param_groups],
             "schedule": describe_shape(self.schedule),
             "samples": self._samples(),
         }
@@ -152,7 +157,7 @@ class ExampleLR(LRScheduler):
             ValueError: If the state is of another kind of scheduler, of another schedule, or of
                 another number of parameter groups; nothing is changed.
         """
-        missing = {"last_epoch", "base_lrs", "schedule", "samples"} - state_dict.keys()
+        missing = _ENTRIES - state_dict.keys()
         if missing:
             raise ValueError(
                 f"`state_dict` must come from ExampleLR.state_dict, got one without "
@@ -167,11 +172,15 @@ class ExampleLR(LRScheduler):
                 "Add the groups that the saved run had before loading."
             )
         self._check_same_schedule(state_dict)
-        for group, rate in zip(groups, state_dict["base_lrs"], strict=True):
-            _write(group, "initial_lr", rate)
+        # The rates of now too: scaled apart from the first ones, they are not quite the product.
+        rates = zip(groups, state_dict["base_lrs"], state_dict["_last_lr"], strict=True)
+        for group, first_rate, rate in rates:
+            self._adopt(group)
+            _write(group, "initial_lr", first_rate)
+            _write(group, "lr", rate)
         self.last_epoch = state_dict["last_epoch"]
         self._steps.since = 0
-        self._set_rates(self._factor(self.last_epoch))
+        self._last_lr = [_copy(group["lr"]) for group in groups]
 
     def _check_same_schedule(self, state: dict[str, Any]) -> None:
         saved, own = state["schedule"], describe_shape(self.schedule)
@@ -205,10 +214,15 @@ class ExampleLR(LRScheduler):
 
     def _set_rates(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
-            if "initial_lr" not in group:
-                group["initial_lr"] = _copy(group["lr"])
+            self._adopt(group)
             _write(group, "lr", float(group["initial_lr"]) * factor)
         self._last_lr = [_copy(group["lr"]) for group in self.optimizer.param_groups]
+
+    @staticmethod
+    def _adopt(group: dict[str, Any]) -> None:
+        """Take the rate of a group that is new as its first one."""
+        if "initial_lr" not in group:
+            group["initial_lr"] = _copy(group["lr"])
 
     def _watch(self) -> None:
         """Count optimizer steps for as long as this scheduler lives."""
@@ -240,6 +254,8 @@ class _Steps:
 
 def _counted(examples: Any) -> float:
     """Return a number of examples as Python's own, whole where it was whole."""
+    if isinstance(examples, Tensor) and examples.numel() == 1:
+        examples = examples.item()
     is_number = isinstance(examples, numbers.Real) and not isinstance(examples, bool)
     if not is_number or not (math.isfinite(examples) and float(examples) > 0):
         raise ValueError(
