@@ -223,3 +223,17 @@ def test_a_model_of_several_ranks_is_refused() -> None:
     first, second = on_two_ranks(refused)
     assert first == second
     assert "got one that 2 ranks train together" in first
+
+
+def test_an_optimizer_that_computes_losses_itself_is_refused_before_anything_changes() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.LBFGS(model.parameters())
+    with pytest.raises(rb.TaskError, match="must step by gradients alone, got LBFGS"):
+        rb.one_forward_many_backwards(
+            model,
+            optimizer=optimizer,
+            batch=torch.ones(4, 2),
+            losses=lambda model, inputs: model(inputs).square().flatten(),
+            num_parts=2,
+        )
+    assert all(parameter.grad is None for parameter in model.parameters())

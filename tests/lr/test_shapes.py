@@ -99,7 +99,7 @@ def test_a_scheduler_of_torch_is_read_by_examples(
     make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler],
 ) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler, shape = make(optimizer), FromTorch(make, batch_size=8)
+    scheduler, shape = make(optimizer), FromTorch(make, batch_size=8, learning_rate=1.0)
     rates = []
     for _ in range(50):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -167,3 +167,51 @@ def test_what_does_not_end_must_be_last() -> None:
 def test_a_batch_size_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="`batch_size` must be positive, got batch_size=0"):
         FromTorch(lambda o: lr_scheduler.StepLR(o, 10), batch_size=0)
+
+
+def settled(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            lr_scheduler.LinearLR(optimizer, 0.1, total_iters=5),
+            lr_scheduler.CosineAnnealingLR(optimizer, 20, eta_min=1e-4),
+        ],
+        [5],
+    )
+
+
+ABSOLUTE = {
+    "max_lr": lambda o: lr_scheduler.OneCycleLR(o, 0.3, total_steps=30),
+    "max_lrs": lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.4, 10),
+    "eta_min": settled,
+    "swa_lr": lambda o: torch.optim.swa_utils.SWALR(o, swa_lr=0.05),
+}
+
+
+@pytest.mark.parametrize("name", ABSOLUTE)
+def test_rates_that_a_scheduler_was_given_are_rates_and_no_factors(name: str) -> None:
+    make, rates = ABSOLUTE[name], []
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    scheduler, shape = make(optimizer), FromTorch(make, batch_size=8, learning_rate=0.1)
+    for _ in range(25):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert [0.1 * shape(8 * step) for step in range(25)] == pytest.approx(rates, rel=1e-12)
+    match = f"got learning_rate=None and {type(scheduler).__name__} with {name}\\."
+    with pytest.raises(ValueError, match=match):
+        FromTorch(make, batch_size=8)
+
+
+def test_a_cycle_is_level_after_its_end() -> None:
+    shape = FromTorch(lambda o: lr_scheduler.OneCycleLR(o, 0.1, total_steps=10), 8, 0.1)
+    assert shape(1000) == shape(72) == pytest.approx(0.04 / 1e4)
+
+
+def test_what_does_not_count_steps_is_refused_at_once() -> None:
+    with pytest.raises(TypeError, match="counts steps, got ReduceLROnPlateau"):
+        FromTorch(lr_scheduler.ReduceLROnPlateau, batch_size=8)
+    with pytest.raises(TypeError, match="counts steps, got float"):
+        FromTorch(lambda optimizer: 0.5, batch_size=8)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="must be positive, got learning_rate="):
+        FromTorch(lambda o: lr_scheduler.StepLR(o, 10), batch_size=8, learning_rate=0.0)

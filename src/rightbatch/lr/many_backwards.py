@@ -3,6 +3,7 @@
 It is here to be measured, not to be recommended: all gradients are those of the first weights.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, final
 
@@ -48,7 +49,8 @@ def one_forward_many_backwards(
 
     Raises:
         TaskError: If other ranks train the model too, the optimizer trains what is not in the
-            model, or the losses are not one for each of at least ``num_parts`` examples.
+            model or has to compute losses itself, or the losses are not one for each of at least
+            ``num_parts`` examples.
         ValueError: If ``num_parts`` is not a whole number of at least 1.
 
     Example:
@@ -72,6 +74,7 @@ def one_forward_many_backwards(
             "There is one backward pass and one step for each part: use 1 for an ordinary step."
         )
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    _check_step(optimizer)
     _check_scope(model, optimizer, trained)
     before = {name: p.detach().clone().requires_grad_() for name, p in trained.items()}
     swapped = {f"model.{name}": copy for name, copy in before.items()}
@@ -101,6 +104,20 @@ class _Losses(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self._losses(self.model, batch)
+
+
+def _check_step(optimizer: Optimizer) -> None:
+    """Refuse an optimizer such as LBFGS, whose step calls back for losses at other weights."""
+    arguments = inspect.signature(optimizer.step).parameters.values()
+    if any(
+        argument.name == "closure" and argument.default is inspect.Parameter.empty
+        for argument in arguments
+    ):
+        raise TaskError(
+            f"`optimizer` must step by gradients alone, got {type(optimizer).__name__}, whose step "
+            "computes losses at weights of its choice. The one forward pass has none there: use "
+            "one such as SGD or Adam."
+        )
 
 
 def _check_scope(model: nn.Module, optimizer: Optimizer, trained: dict[str, nn.Parameter]) -> None:

@@ -7,11 +7,10 @@ batch sizes, so that neither can stretch them. `Sequence` plays several one afte
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
-import torch
-from torch.optim import Optimizer
+from rightbatch.lr.stepwise import FromTorch
 
 Schedule = Callable[[float], float]
 
@@ -256,56 +255,6 @@ class Sequence:
 
 
 _ENDING = (Constant, Linear, Warmup, Cosine)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class FromTorch:
-    """Any scheduler of torch that counts steps, read at the batch size that it was written for.
-
-    The scheduler runs on an optimizer of its own with a rate of 1, as far as it is asked.
-
-    Args:
-        make: Makes the scheduler for an optimizer, as you would for your own.
-        batch_size: Examples per step that its lengths assume.
-
-    Raises:
-        ValueError: If ``batch_size`` is not positive.
-
-    Example:
-        >>> from torch.optim.lr_scheduler import StepLR
-        >>> shape = FromTorch(lambda optimizer: StepLR(optimizer, 10, gamma=0.5), batch_size=64)
-        >>> [shape(seen) for seen in (0, 639, 640, 1280)]
-        [1.0, 1.0, 0.5, 0.25]
-    """
-
-    make: Callable[[Optimizer], torch.optim.lr_scheduler.LRScheduler]
-    batch_size: int
-    _factors: list[float] = field(default_factory=list, init=False, repr=False)
-    _running: list[torch.optim.lr_scheduler.LRScheduler] = field(
-        default_factory=list, init=False, repr=False
-    )
-
-    def __post_init__(self) -> None:
-        if not self.batch_size > 0:
-            raise ValueError(
-                f"`batch_size` must be positive, got batch_size={self.batch_size!r}. "
-                "It is the one that the scheduler's lengths were chosen for."
-            )
-
-    def __call__(self, examples: float) -> float:
-        """Return the factor after so many examples."""
-        if not self._running:
-            stand_in = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-            self._running.append(self.make(stand_in))
-            self._factors.append(float(self._running[0].get_last_lr()[0]))
-        (scheduler,) = self._running
-        index = int(examples // self.batch_size)
-        while len(self._factors) <= index:
-            scheduler.optimizer.step()
-            scheduler.step()
-            self._factors.append(float(scheduler.get_last_lr()[0]))
-        return self._factors[index]
 
 
 def describe_shape(schedule: Schedule) -> str:
