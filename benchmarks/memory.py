@@ -48,6 +48,7 @@ def ours(task: rb.Task, budget: int) -> dict[str, Any]:
     begin = time.perf_counter()
     profile = rb.measure_memory(task, budget_bytes=budget)
     real = [p for p in profile.points if p.source == "real"]
+    predicted = {p.batch_size: p.peak_bytes or 0 for p in profile.points if p.source == "fake"}
     return {
         "size": profile.max_verified_batch_size,
         "tried": [p.batch_size for p in real],
@@ -58,11 +59,7 @@ def ours(task: rb.Task, budget: int) -> dict[str, Any]:
         "beyond": _beyond(profile),
         "error": "",
         "predicted_over_real": [
-            next(q.peak_bytes for q in profile.points if q.source == "fake" and q.batch_size == s)
-            / p.peak_bytes
-            for p in real
-            if p.peak_bytes
-            for s in [p.batch_size]
+            predicted[p.batch_size] / p.peak_bytes for p in real if p.peak_bytes
         ],
     }
 
