@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -188,8 +189,8 @@ def test_another_schedule_or_version_is_refused() -> None:
     state = Regrouped([], BatchSizeSchedule.table({0: 4})).state_dict()
     with pytest.raises(ValueError, match="of the same schedule, got 'table 0:4' for None"):
         Regrouped([], 4).load_state_dict(state)
-    with pytest.raises(ValueError, match="must be of version 1, got 2"):
-        Regrouped([], 4).load_state_dict({"version": 2})
+    with pytest.raises(ValueError, match="must be of version 2, got 1"):
+        Regrouped([], 4).load_state_dict({"version": 1})
 
 
 @given(st.integers(1, 20), st.integers(1, 25))
@@ -205,3 +206,69 @@ def test_micro_batches_make_the_batch(count: int, size: int) -> None:
 def test_micro_batches_hold_examples() -> None:
     with pytest.raises(ValueError, match="got micro_batch_size=0"):
         next(micro_batches(torch.zeros(3), 0))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_a_pass_run_to_its_end_is_over(drop_last: bool) -> None:
+    first, second, third = (Regrouped(chunks([13]), 5, drop_last=drop_last) for _ in range(3))
+    expected = [batch.tolist() for batch in first]
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert [batch.tolist() for batch in second] == expected
+    list(islice(first, len(expected)))  # left at the last batch
+    third.load_state_dict(first.state_dict())
+    assert [[batch.tolist() for batch in third] for _ in range(2)] == [[], expected]
+
+
+def test_a_state_of_another_number_of_devices_is_refused() -> None:
+    state = Regrouped(chunks([8]), 4, world_size=2).state_dict()
+    with pytest.raises(ValueError, match="must be of the same world_size 1, got 2"):
+        Regrouped(chunks([8]), 4).load_state_dict(state)
+
+
+class Numbers(torch.utils.data.IterableDataset[int]):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(8))
+
+
+def test_a_pass_leaves_the_global_random_state_alone() -> None:
+    loader = torch.utils.data.DataLoader(Numbers(), batch_size=3)
+    before = torch.get_rng_state()
+    assert [batch.tolist() for batch in Regrouped(loader, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Begins(list[Tensor]):
+    """Draws from the global generator as a pass begins, as a loader does for its workers."""
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        super().__init__(parts)
+        self.drawn: list[float] = []
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.drawn.append(torch.rand(()).item())
+        return super().__iter__()
+
+
+def test_each_pass_and_seed_gives_workers_another_seed() -> None:
+    whole, other, resumed = (Begins(chunks([4])) for _ in range(3))
+    first, second = Regrouped(whole, 2), Regrouped(resumed, 2)
+    list(first)
+    second.load_state_dict(first.state_dict())
+    list(first)
+    list(second)
+    list(Regrouped(other, 2, seed=1))
+    assert resumed.drawn == whole.drawn[1:]
+    assert len({*whole.drawn, *other.drawn}) == 3
+
+
+def test_a_schedule_that_hears_no_noise_is_told() -> None:
+    schedule = BatchSizeSchedule.noise(4, max_batch_size=8, dwell_examples=8)
+    with pytest.warns(UserWarning, match="noise scale that nobody measures"):
+        list(Regrouped(chunks([8]), schedule))
+
+
+def test_whole_numbers_of_any_library_are_taken() -> None:
+    batches = Regrouped(chunks([8]), np.int64(4), world_size=np.int64(2), seed=np.int64(2**40))
+    assert [len(batch) for batch in batches] == [2, 2, 2, 2]
+    json.dumps(batches.state_dict())
+    assert [count for _, count in micro_batches(torch.zeros(3), np.int64(2))] == [2, 1]

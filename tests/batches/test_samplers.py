@@ -233,7 +233,7 @@ def test_a_state_between_epochs_goes_on_with_the_next() -> None:
     second = run.sampler()
     second.load_state_dict(saved(first))
     second.set_epoch(second.epoch)  # as a loop over epochs does
-    assert list(second) == []
+    assert second.epoch == 1
     assert list(second) == [batch.tolist() for batch in first.follow(loader)]
     assert len(epoch) == 3
 

@@ -4,12 +4,15 @@ import json
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rightbatch.batches import BatchSizeSchedule, nearest_valid
+from rightbatch.batches.identity import identity_of
 from rightbatch.batches.policies import norm_test_size
 
 
@@ -313,7 +316,7 @@ def test_it_follows_the_policy() -> None:
     ("options", "message"),
     [
         ({"max_batch_size": 32}, "at most max_batch_size=32, got batch_size=64"),
-        ({"num_examples": 300}, "at most max_batch_size=30, got batch_size=64"),
+        ({"num_examples": 300}, "at most a tenth of num_examples=300, got batch_size=64"),
         ({"min_batch_size": 65}, "got min_batch_size=65"),
         ({"min_batch_size": 0}, "got min_batch_size=0"),
         ({"dwell_examples": -1}, "got dwell_examples=-1"),
@@ -366,3 +369,59 @@ def test_a_policy_is_part_of_the_schedule() -> None:
 def test_another_version_is_refused() -> None:
     with pytest.raises(ValueError, match="must be of version 1, got None"):
         following().load_state_dict({})
+
+
+def test_unnamed_policies_are_told_apart() -> None:
+    def doubles(factor: int) -> BatchSizeSchedule:
+        return following(policy=(lambda noise: 2 * noise) if factor == 2 else lambda n: 4 * n)
+
+    state = doubles(2).state_dict()
+    doubles(2).load_state_dict(state)
+    with pytest.raises(ValueError, match="policy <lambda> checksum"):
+        doubles(4).load_state_dict(state)
+
+
+def test_a_long_ramp_has_a_short_name_of_its_own() -> None:
+    def ramp(over: float) -> BatchSizeSchedule:
+        return BatchSizeSchedule.linear(32, 8192, over, step=1)
+
+    state = ramp(1e9).state_dict()
+    assert len(json.dumps(state)) < 600
+    ramp(1e9).load_state_dict(state)
+    # Other starts far behind, with the same ends.
+    other = BatchSizeSchedule([*ramp(1e9)._stages[:4000], *ramp(1e9)._stages[4001:]], None, "")
+    assert identity_of("linear", other._stages) != state["schedule"]
+    assert identity_of("linear", other._stages)[:200] == state["schedule"][:200]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        BatchSizeSchedule.table({0: np.int64(64), 100: np.int32(128)}),
+        BatchSizeSchedule.linear(np.int64(64), np.int64(128), 100, step=np.int64(64)),
+        BatchSizeSchedule.smith(np.int64(64), 2, [100], np.int64(256), multiple_of=np.int64(2)),
+        following(min_batch_size=np.int64(64), max_batch_size=np.int64(512)),
+    ],
+    ids=repr,
+)
+def test_whole_numbers_of_any_library_are_taken(schedule: BatchSizeSchedule) -> None:
+    assert type(schedule.size_at(100).batch_size) is int
+    assert all(type(size) is int for size in schedule.sizes)
+    json.dumps(schedule.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BatchSizeSchedule.table({0: 10**400}), r"at most 2\*\*53, got .* 1329 bits"),
+        (lambda: BatchSizeSchedule.table({0: 10**5000}), "of 16610 bits"),
+        (
+            lambda: BatchSizeSchedule.smith(64, 10, list(range(1, 401)), 640),
+            "got 400 of factor=10. Such a decay is no number",
+        ),
+        (lambda: BatchSizeSchedule.seesaw(64, 2.0, list(range(1, 2000)), 640), "got 1999 of"),
+    ],
+)
+def test_numbers_without_end_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -14,6 +14,34 @@ from typing import Protocol
 from rightbatch.batches.sizes import check_fits, check_whole
 
 
+def largest_size(batch_size: int, max_batch_size: int, num_examples: int | None) -> int:
+    """Return the largest size to grow to: what memory holds, and a tenth of the data set.
+
+    Args:
+        batch_size: At the start.
+        max_batch_size: The largest that memory holds.
+        num_examples: In the data set; ``None``: not known.
+
+    Raises:
+        ValueError: If the start is already more than a tenth of the data set.
+
+    Example:
+        >>> largest_size(64, 512, 2000), largest_size(64, 512, None)
+        (200, 512)
+    """
+    max_batch_size = check_whole("max_batch_size", max_batch_size)
+    if num_examples is None:
+        return max_batch_size
+    tenth = check_whole("num_examples", num_examples) // 10
+    if batch_size > tenth:
+        raise ValueError(
+            f"`batch_size` must be at most a tenth of num_examples={num_examples}, got "
+            f"batch_size={batch_size}. An epoch of fewer than ten steps leaves little to follow: "
+            "start smaller, or leave `num_examples` out."
+        )
+    return min(max_batch_size, tenth)
+
+
 class Noise(Protocol):
     """What is asked of a measurement; `rightbatch.NoiseScale` has it."""
 

@@ -9,10 +9,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, final
 
 from rightbatch.batches.cutting import Collated, Piece, joined
+from rightbatch.batches.drawing import Order, begun, check_seed, device_of
+from rightbatch.batches.resuming import (
+    check_same,
+    check_version,
+    load_schedule,
+    refuse_two_masters,
+    warn_of_silence,
+)
 from rightbatch.batches.schedules import BatchSizeSchedule
 from rightbatch.batches.sizes import check_divides, check_whole
 
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 _END = object()
 
 
@@ -32,8 +40,14 @@ class Regrouped:
         chunks: A `DataLoader` over the data set, or any iterable of collated batches. With
             several devices, each has its own part of the stream.
         batch_size: Examples per optimizer step over all devices, or a schedule.
-        world_size: Number of devices; each gets an equal share of a batch.
+        world_size: Number of devices; each gets an equal share of a batch. Default: of the
+            process group that is initialised, if any.
         drop_last: Leave out the last batch of a pass where it is smaller.
+        seed: Of what a loader draws for its workers when a pass begins; the global random state
+            stays as it is, since a resumed run begins one pass more. Give each device its own.
+
+    Warns:
+        UserWarning: After a pass in which a schedule that follows the noise was handed none.
 
     Raises:
         ValueError: If the size cannot be shared out over the devices.
@@ -55,16 +69,19 @@ class Regrouped:
         chunks: Iterable[Any],
         batch_size: int | BatchSizeSchedule,
         *,
-        world_size: int = 1,
+        world_size: int | None = None,
         drop_last: bool = False,
+        seed: int = 0,
     ) -> None:
-        check_whole("world_size", world_size)
-        self._chunks, self._world_size, self._drop_last = chunks, world_size, drop_last
+        _, self.world_size = device_of(None if world_size is None else 0, world_size)
+        self._chunks, self._drop_last = chunks, drop_last
+        self._order = Order(0, shuffle=False, seed=check_seed(seed))
         self._schedule, self._batch_size = None, 0
         if isinstance(batch_size, BatchSizeSchedule):
-            self._schedule = batch_size.within(multiple_of=world_size)
+            self._schedule = batch_size.within(multiple_of=self.world_size)
         else:
             self.set_batch_size(batch_size)
+        self._pass = 0
         self._position = 0  # examples of this device that this pass has delivered
         self._begun = False
         self.examples_seen = 0  # delivered, over all devices and passes
@@ -76,8 +93,7 @@ class Regrouped:
             ValueError: If it cannot be shared out, or a schedule says the size.
         """
         refuse_two_masters(self._schedule)
-        check_divides(batch_size, self._world_size, of="devices")
-        self._batch_size = batch_size
+        self._batch_size = check_divides(batch_size, self.world_size, of="devices")
 
     @property
     def batch_size(self) -> int:
@@ -87,25 +103,36 @@ class Regrouped:
         return self._schedule.size_at(self.examples_seen).batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        if self._begun:
-            self._position = 0
-        self._begun = True
+        if self._begun:  # the last pass was left early
+            self._begin_at(self._pass + 1, 0)
+        self._begun, number, seen_before = True, self._pass, self.examples_seen
+        chunks = begun(self._chunks, seed=self._order.seed_of(number))
         batches = regroup(
-            self._chunks,
-            lambda: self.batch_size // self._world_size,
-            skipped=self._position,
+            chunks, lambda: self.batch_size // self.world_size, skipped=self._position
         )
         for batch, count in batches:
-            if self._drop_last and count * self._world_size < self.batch_size:
-                return
+            if self._drop_last and count * self.world_size < self.batch_size:
+                break
             self._position += count
-            self.examples_seen += count * self._world_size
+            self.examples_seen += count * self.world_size
             yield batch
+        if self._pass == number:
+            self._begin_at(number + 1, 0)
+        if self.examples_seen > seen_before:
+            warn_of_silence(self._schedule)
+
+    def _begin_at(self, number: int, position: int) -> None:
+        self._pass, self._position, self._begun = number, position, False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how far the consumer is, as plain JSON types."""
+        """Return how far the consumer is, as plain JSON types.
+
+        A pass that was iterated to its end is over: a run that is resumed then begins the next.
+        """
         return {
             "version": _STATE_VERSION,
+            "world_size": self.world_size,
+            "pass": self._pass,
             "position": self._position,
             "examples_seen": self.examples_seen,
             "batch_size": self._batch_size,
@@ -116,56 +143,18 @@ class Regrouped:
         """Go on there, in the next pass over the chunks.
 
         Raises:
-            ValueError: If the state is of another version or of another schedule.
+            ValueError: If the state is of another version, schedule or number of devices: each
+                has its own part of the stream.
         """
         check_version(state, _STATE_VERSION)
+        check_same(
+            "world_size", state["world_size"], self.world_size, why="Each has its own stream."
+        )
         load_schedule(self._schedule, state["schedule"])
         if self._schedule is None:
             self.set_batch_size(state["batch_size"])
-        self._position, self.examples_seen = state["position"], state["examples_seen"]
-        self._begun = False
-
-
-def check_version(state: Mapping[str, Any], version: int) -> None:
-    """Refuse the state of another release.
-
-    Raises:
-        ValueError: If the versions differ.
-    """
-    if state.get("version") != version:
-        raise ValueError(
-            f"`state` must be of version {version}, got {state.get('version')!r}. "
-            "It was saved by another release: begin a new run."
-        )
-
-
-def load_schedule(schedule: BatchSizeSchedule | None, state: Mapping[str, Any] | None) -> None:
-    """Restore a schedule's state, where both or neither exist.
-
-    Raises:
-        ValueError: If one of them is missing, or they differ.
-    """
-    if schedule is not None and state is not None:
-        schedule.load_state_dict(state)
-    elif schedule is not None or state is not None:
-        there = "no schedule" if state is None else state["schedule"]
-        raise ValueError(
-            f"`state` must be of the same schedule, got {there!r} for {schedule!r}. "
-            "Sizes would jump: build the sampler as the run began."
-        )
-
-
-def refuse_two_masters(schedule: BatchSizeSchedule | None) -> None:
-    """Refuse a size by hand where a schedule says it.
-
-    Raises:
-        ValueError: If there is a schedule.
-    """
-    if schedule is not None:
-        raise ValueError(
-            f"`set_batch_size` must be called without a schedule, got {schedule!r}. "
-            "The schedule would undo it at the next batch: pass a number as `batch_size` first."
-        )
+        self.examples_seen = state["examples_seen"]
+        self._begin_at(state["pass"], state["position"])
 
 
 def micro_batches(batch: Any, micro_batch_size: int) -> Iterator[tuple[Any, int]]:
@@ -192,7 +181,7 @@ def micro_batches(batch: Any, micro_batch_size: int) -> Iterator[tuple[Any, int]
         [2, 3] 0.4
         [4] 0.2
     """
-    check_whole("micro_batch_size", micro_batch_size)
+    micro_batch_size = check_whole("micro_batch_size", micro_batch_size)
     collated = Collated(batch)
     for start in range(0, collated.count, micro_batch_size):
         stop = min(start + micro_batch_size, collated.count)

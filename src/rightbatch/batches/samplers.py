@@ -19,15 +19,28 @@ from typing import Any, final
 
 from torch.utils.data import Sampler
 
-from rightbatch.batches.drawing import Indices, Order, Place, begun, examples_of, share
-from rightbatch.batches.regrouping import (
+from rightbatch.batches.drawing import (
+    Indices,
+    Order,
+    Pass,
+    Place,
+    begun,
+    check_in_order,
+    check_seed,
+    device_of,
+    examples_of,
+    share,
+)
+from rightbatch.batches.regrouping import regroup
+from rightbatch.batches.resuming import (
+    check_same,
     check_version,
     load_schedule,
     refuse_two_masters,
-    regroup,
+    warn_of_silence,
 )
 from rightbatch.batches.schedules import BatchSizeSchedule
-from rightbatch.batches.sizes import check_divides, check_fits, check_whole
+from rightbatch.batches.sizes import check_divides, check_fits
 
 _STATE_VERSION = 1
 
@@ -51,12 +64,15 @@ class BatchSizeSampler(Sampler[list[int]]):
             batches are accumulated, those of one of them.
         shuffle: A new order each epoch, or ascending.
         seed: Of the orders; the same on all devices.
-        rank: Of this device.
-        world_size: Number of devices.
+        rank: Of this device; default: in the process group that is initialised, if any.
+        world_size: Number of devices; default: of that group.
         drop_last: Leave out an epoch's last batch where it is smaller than asked. Otherwise it
             is padded with the epoch's first examples to a multiple of ``world_size`` (`padded`).
         chunk_size: Have the loader load chunks of so many examples, over all devices, and
             `follow` make batches of them: no lag, for one more copy of each batch.
+
+    Warns:
+        UserWarning: After a pass in which a schedule that follows the noise was handed none.
 
     Raises:
         ValueError: If a number is out of range, or a size exceeds the data set or cannot be
@@ -75,26 +91,20 @@ class BatchSizeSampler(Sampler[list[int]]):
         *,
         shuffle: bool = True,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         drop_last: bool = False,
         chunk_size: int | None = None,
     ) -> None:
         self._num_examples = examples_of(dataset)
-        check_whole("dataset", self._num_examples)
-        check_whole("world_size", world_size)
-        if not 0 <= rank < world_size:
-            raise ValueError(
-                f"`rank` must be at least 0 and below world_size={world_size}, got rank={rank}. "
-                "Devices are counted from 0."
-            )
-        self._rank, self._world_size = rank, world_size
+        self._rank, self.world_size = device_of(rank, world_size)
+        seed = check_seed(seed)
         self._order, self._drop_last = Order(self._num_examples, shuffle, seed), drop_last
         self._described = [self._num_examples, shuffle, seed, drop_last]
         self._schedule, self._batch_size = None, 0
         if isinstance(batch_size, BatchSizeSchedule):
             self._schedule = batch_size.within(
-                num_examples=self._num_examples, multiple_of=world_size
+                num_examples=self._num_examples, multiple_of=self.world_size
             )
         else:
             self._batch_size = self._checked(batch_size)
@@ -105,16 +115,15 @@ class BatchSizeSampler(Sampler[list[int]]):
         self._start_at(position=0, ahead=())
 
     def _checked(self, batch_size: int) -> int:
-        check_divides(batch_size, self._world_size, of="devices")
         check_fits(batch_size, num_examples=self._num_examples)
-        return batch_size
+        return check_divides(batch_size, self.world_size, of="devices")
 
     def _start_at(self, *, position: int, ahead: Iterable[int]) -> None:
         self._position = position  # examples of this epoch that were delivered
         self._planned = tuple(ahead)  # sizes that an earlier life of this run had drawn already
         self._ahead: deque[int] = deque()  # sizes of batches drawn and not delivered
         self._place: Place | None = None  # of the pass under way
-        self._counting = self._follows_next = False
+        self._counting = self._follows_next = self._ended = False
         self._crosses_processes = self._loader_keeps_state = False
 
     # What is asked for.
@@ -187,7 +196,7 @@ class BatchSizeSampler(Sampler[list[int]]):
     @property
     def padded(self) -> int:
         """Examples that an epoch repeats so that all devices have equally many."""
-        return 0 if self._drop_last else -self._num_examples % self._world_size
+        return 0 if self._drop_last else -self._num_examples % self.world_size
 
     def _check_counted(self) -> None:
         loads_ahead = self._crosses_processes or self._chunk_size is not None
@@ -201,11 +210,14 @@ class BatchSizeSampler(Sampler[list[int]]):
 
     # The pass.
 
-    def __iter__(self) -> "_Pass":
-        return _Pass(self)
+    def __iter__(self) -> Pass:
+        return Pass(self._begin, self._draw, self._drawn_state, self.load_state_dict)
 
     def __len__(self) -> int:
-        """Count the batches of the pass under way, or else of the next, at the present size."""
+        """Count what the pass under way, or else the next, draws at the present size.
+
+        Those are batches, and with ``chunk_size`` chunks, which is what the loader yields then.
+        """
         place = self._place
         if place is None or place.is_over:
             return sum(1 for _ in self._sizes(self._upcoming()))
@@ -228,16 +240,16 @@ class BatchSizeSampler(Sampler[list[int]]):
             ValueError: If the loader delivers out of order.
             RuntimeError: If it draws from another sampler.
         """
-        if getattr(loader, "num_workers", 0) and not getattr(loader, "in_order", True):
-            raise ValueError(
-                "`loader` must deliver in order, got in_order=False. Which of the batches ahead "
-                "were delivered would be unknown: leave that option out."
-            )
+        check_in_order(loader)
         self._follows_next = True
         batches = begun(loader, seed=self._order.seed_of(self._upcoming().epoch, self._rank))
         if self._chunk_size is not None:
             yield from self._regrouped(batches)
-            return
+        else:
+            yield from self._counted(batches)
+        self._end()
+
+    def _counted(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
             if not self._ahead:
                 raise RuntimeError(
@@ -248,12 +260,18 @@ class BatchSizeSampler(Sampler[list[int]]):
             yield batch
 
     def _regrouped(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for batch, count in regroup(batches, lambda: self.batch_size // self._world_size):
+        for batch, count in regroup(batches, lambda: self.batch_size // self.world_size):
             left = self._num_examples - self._position
             if self._drop_last and left < self.batch_size:
                 return
-            self._deliver(min(count * self._world_size, left))
+            self._deliver(min(count * self.world_size, left))
             yield batch
+
+    def _end(self) -> None:
+        """Note that the consumer asked beyond the last batch: the pass is over for it too."""
+        self._ended = True
+        if self._place is not None and self._place.drawn:
+            warn_of_silence(self._schedule)
 
     def _deliver(self, size: int) -> None:
         self._position += size
@@ -296,6 +314,8 @@ class BatchSizeSampler(Sampler[list[int]]):
         size = next(self._sizes(place), None)
         if size is None:
             place.is_over, place.order = True, None
+            if not (self._counting or self._crosses_processes or self._loader_keeps_state):
+                self._end()
             raise StopIteration
         self.drawn += 1
         if self._counting and self._chunk_size is None:
@@ -304,7 +324,7 @@ class BatchSizeSampler(Sampler[list[int]]):
             self._deliver(size)
         if place.order is None:
             place.order = self._order.of(place.epoch)
-        numbers = share(place.order, begin, size, rank=self._rank, world_size=self._world_size)
+        numbers = share(place.order, begin, size, rank=self._rank, world_size=self.world_size)
         return Indices(numbers, self._note_leaving)
 
     def _note_leaving(self) -> None:
@@ -315,10 +335,15 @@ class BatchSizeSampler(Sampler[list[int]]):
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs, as plain JSON types: what was delivered counts.
 
+        A pass that was iterated to its end is over: a run resumed then begins the next epoch. Of
+        one left at its last batch the rest is a pass of no batch.
+
         Raises:
             RuntimeError: If workers load ahead and nobody counts what is delivered.
         """
         self._check_counted()
+        if self._ended:
+            return self._state(Place(self.epoch + 1, 0, self._seen, deque()), self._delivered)
         planned = self._planned if self._place is None else self._place.planned
         ahead = deque([*self._ahead, *planned])
         return self._state(Place(self.epoch, self._position, self._seen, ahead), self._delivered)
@@ -347,52 +372,29 @@ class BatchSizeSampler(Sampler[list[int]]):
                 sizes cannot be shared out over this number of devices.
         """
         check_version(state, _STATE_VERSION)
-        if list(state["order"]) != self._described:
-            raise ValueError(
-                f"`state` must be of the same examples, shuffle, seed and drop_last "
-                f"{self._described}, got {list(state['order'])}. "
-                "Another order would repeat and lose examples."
-            )
+        check_same(
+            "examples, shuffle, seed and drop_last",
+            list(state["order"]),
+            self._described,
+            why="Another order would repeat and lose examples.",
+        )
         load_schedule(self._schedule, state["schedule"])
         ahead = list(state["ahead"])
         ends_epoch = state["position"] + sum(ahead) == self._num_examples  # with what is left
         by_hand = [] if self._schedule else [state["batch_size"]]
         for size in [*(ahead[:-1] if ends_epoch else ahead), *by_hand]:
-            check_divides(size, self._world_size, of="devices")
+            check_divides(size, self.world_size, of="devices")
         self.epoch, self._batch_size = state["epoch"], state["batch_size"]
         self._seen, self._delivered = state["examples_seen"], state["delivered"]
         self._start_at(position=state["position"], ahead=state["ahead"])
 
-
-@final
-class _Pass(Iterator[list[int]]):
-    """One pass; it begins with the first draw, since loaders make iterators that they drop.
-
-    Its state is what was *drawn*: a loader that keeps states itself saves one after each draw,
-    and picks the one of the batch it delivers.
-    """
-
-    def __init__(self, sampler: BatchSizeSampler) -> None:
-        self._sampler = sampler
-        self._place: Place | None = None
-
-    def __next__(self) -> list[int]:
-        if self._place is None:
-            self._place = self._sampler._begin()
-        return self._sampler._draw(self._place)
-
-    def state_dict(self) -> dict[str, Any]:
-        sampler = self._sampler
-        if sampler._chunk_size is not None:
+    def _drawn_state(self, place: Place | None) -> dict[str, Any]:
+        """Return the state of a loader that keeps states: of what a pass has *drawn*."""
+        if self._chunk_size is not None:
             raise RuntimeError(
                 "`chunk_size` must be None where the loader keeps the state, got "
-                f"chunk_size={sampler._chunk_size}. What `follow` holds back is unknown to the "
+                f"chunk_size={self._chunk_size}. What `follow` holds back is unknown to the "
                 "loader: use a plain DataLoader, and save the sampler's own state."
             )
-        sampler._loader_keeps_state = True
-        drawn_too = sampler._delivered + sampler.lag
-        return sampler._state(self._place or sampler._upcoming(), drawn_too)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._sampler.load_state_dict(state)
-        self._place = self._sampler._begin()
+        self._loader_keeps_state = True
+        return self._state(place or self._upcoming(), self._delivered + self.lag)

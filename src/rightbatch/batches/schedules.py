@@ -7,12 +7,12 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self, final
 
-from rightbatch.batches.hysteresis import Bounds, Noise
+from rightbatch.batches.hysteresis import Bounds, Noise, largest_size
+from rightbatch.batches.identity import identity_of, name_of
 from rightbatch.batches.policies import critical_size
-from rightbatch.batches.sizes import check_divides, check_fits
+from rightbatch.batches.sizes import check_divides, check_fits, check_whole
 from rightbatch.batches.stages import (
     Stage,
     decay_stages,
@@ -57,6 +57,7 @@ class BatchSizeSchedule:
         self._starts = [stage.starts_at for stage in self._stages]
         self._size = self._stages[0].batch_size
         self._moved_at: float = 0
+        self.waits_for_noise = bounds is not None  # until `size_at` is handed any
 
     @classmethod
     def parse(cls, text: str, *, tokens_per_example: float = 1) -> Self:
@@ -99,7 +100,7 @@ class BatchSizeSchedule:
             128
         """
         stages = table_stages(sizes, per_example=tokens_per_example)
-        return cls(stages, None, _identity("table", stages))
+        return cls(stages, None, identity_of("table", stages))
 
     @classmethod
     def linear(cls, start: int, end: int, over_examples: float, *, step: int) -> Self:
@@ -127,7 +128,7 @@ class BatchSizeSchedule:
             https://arxiv.org/abs/2005.14165, section 2.3.
         """
         stages = linear_stages(start, end, over_examples, step)
-        return cls(stages, None, _identity("linear", stages))
+        return cls(stages, None, identity_of("linear", stages))
 
     @classmethod
     def smith(
@@ -171,7 +172,7 @@ class BatchSizeSchedule:
         stages = decay_stages(
             batch_size, factor, milestones, max_batch_size, power=1, multiple_of=multiple_of
         )
-        return cls(stages, None, _identity("smith", stages))
+        return cls(stages, None, identity_of("smith", stages))
 
     @classmethod
     def seesaw(
@@ -214,7 +215,7 @@ class BatchSizeSchedule:
         stages = decay_stages(
             batch_size, factor, milestones, max_batch_size, power=0.5, multiple_of=multiple_of
         )
-        return cls(stages, None, _identity("seesaw", stages))
+        return cls(stages, None, identity_of("seesaw", stages))
 
     @classmethod
     def noise(
@@ -237,7 +238,8 @@ class BatchSizeSchedule:
             num_examples: In the data set; a tenth of it caps the size too.
             min_batch_size: The smallest size; the start by default.
             policy: Noise scale to wanted size: a function of `rightbatch.batches.policies`, with
-                `functools.partial` for its parameters.
+                `functools.partial` for its parameters. A resumed run knows it by its name, a
+                lambda by its code, which another release of Python compiles otherwise.
             dead_band: A factor of at least 1: how far the wanted size must be past the middle
                 between two sizes.
 
@@ -258,19 +260,19 @@ class BatchSizeSchedule:
             >>> schedule.size_at(2000).batch_size  # nothing measured: never moves
             128
         """
-        tenth = max_batch_size if num_examples is None else max(1, num_examples // 10)
+        batch_size = check_whole("batch_size", batch_size)
         bounds = Bounds(
             batch_size=batch_size,
             policy=policy,
             dwell_examples=dwell_examples,
             dead_band=dead_band,
             min_batch_size=batch_size if min_batch_size is None else min_batch_size,
-            max_batch_size=min(max_batch_size, tenth),
+            max_batch_size=largest_size(batch_size, max_batch_size, num_examples),
         )
         first = Stage(0, batch_size, None, "the start")
         identity = (
             f"noise {batch_size} in [{bounds.min_batch_size}, {bounds.max_batch_size}], dwell "
-            f"{dwell_examples}, dead band {dead_band:g}, policy {_policy_name(policy)}"
+            f"{dwell_examples}, dead band {dead_band:g}, policy {name_of(policy)}"
         )
         return cls([first], bounds, identity)
 
@@ -298,6 +300,7 @@ class BatchSizeSchedule:
             return Decision(
                 batch_size=stage.batch_size, rate_factor=stage.rate_factor, reason=stage.reason
             )
+        self.waits_for_noise &= noise is None
         size, reason = self._bounds.next_size(
             self._size, noise, waited=examples_seen - self._moved_at
         )
@@ -380,20 +383,3 @@ class BatchSizeSchedule:
 
     def __repr__(self) -> str:
         return f"BatchSizeSchedule({self._identity})"
-
-
-def _identity(name: str, stages: Sequence[Stage]) -> str:
-    """Everything that decides about sizes and rates, short enough for a message."""
-    entries = (
-        f"{stage.starts_at}:{stage.batch_size}"
-        + ("" if stage.rate_factor is None else f"*{stage.rate_factor:.6g}")
-        for stage in stages
-    )
-    return f"{name} {' '.join(entries)}"
-
-
-def _policy_name(policy: Callable[[float], float]) -> str:
-    if isinstance(policy, partial):
-        options = ", ".join(f"{name}={value}" for name, value in sorted(policy.keywords.items()))
-        return f"{_policy_name(policy.func)}({options})"
-    return getattr(policy, "__name__", type(policy).__name__)

@@ -1,5 +1,10 @@
 """Which batch sizes are possible: whole examples, equal shares, within memory and data set."""
 
+import operator
+from typing import Any
+
+_MOST = 2**53  # up to here a float counts every example
+
 
 def nearest_valid(batch_size: int, multiple: int) -> tuple[int, ...]:
     """Name the nearest batch sizes that can be shared out equally.
@@ -18,27 +23,53 @@ def nearest_valid(batch_size: int, multiple: int) -> tuple[int, ...]:
         >>> nearest_valid(100, 16), nearest_valid(96, 16), nearest_valid(5, 8)
         ((96, 112), (96,), (8,))
     """
-    check_whole("batch_size", batch_size)
-    check_whole("multiple", multiple)
+    batch_size = check_whole("batch_size", batch_size)
+    multiple = check_whole("multiple", multiple)
     below = batch_size // multiple * multiple
     above = below if below == batch_size else below + multiple
     return tuple(size for size in sorted({below, above}) if size)
 
 
-def check_whole(name: str, number: int) -> None:
+def whole(number: Any) -> int | None:
+    """Return a whole number of any library as an ``int``, and nothing for what is none.
+
+    Example:
+        >>> import numpy as np
+        >>> whole(np.int64(64)), whole(64.0), whole(True)
+        (64, None, None)
+    """
+    if isinstance(number, bool):
+        return None
+    try:
+        return operator.index(number)
+    except TypeError:
+        return None
+
+
+def check_whole(name: str, number: int) -> int:
     """Refuse what is no positive whole number.
 
+    Returns:
+        The number as an ``int``, which a state can hold.
+
     Raises:
-        ValueError: If it is below 1, or not an ``int``.
+        ValueError: If it is below 1, above what can be counted, or not whole.
     """
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+    exact = whole(number)
+    if exact is None or exact < 1:
         raise ValueError(
             f"`{name}` must be a whole number of at least 1, got {name}={number!r}. "
             "An optimizer step needs examples, and they cannot be cut: round it before."
         )
+    if exact > _MOST:
+        raise ValueError(
+            f"`{name}` must be at most 2**53, got {name} of {exact.bit_length()} bits. "
+            "Counts above it are not exact: no data set has so many examples."
+        )
+    return exact
 
 
-def check_divides(batch_size: int, multiple: int, *, of: str) -> None:
+def check_divides(batch_size: int, multiple: int, *, of: str) -> int:
     """Refuse a batch size that cannot be shared out equally.
 
     Args:
@@ -46,11 +77,14 @@ def check_divides(batch_size: int, multiple: int, *, of: str) -> None:
         multiple: What must divide it.
         of: What the multiple counts, for the message: "devices".
 
+    Returns:
+        The batch size as an ``int``.
+
     Raises:
         ValueError: With the nearest valid sizes.
     """
-    check_whole("batch_size", batch_size)
-    check_whole("multiple_of", multiple)
+    batch_size = check_whole("batch_size", batch_size)
+    multiple = check_whole("multiple_of", multiple)
     if batch_size % multiple:
         nearest = " or ".join(str(size) for size in nearest_valid(batch_size, multiple))
         raise ValueError(
@@ -58,6 +92,7 @@ def check_divides(batch_size: int, multiple: int, *, of: str) -> None:
             f"batch_size={batch_size}. Unequal shares would weigh some examples more than others: "
             f"take {nearest}."
         )
+    return batch_size
 
 
 def check_fits(

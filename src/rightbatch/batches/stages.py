@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from rightbatch.batches.sizes import check_divides, check_fits, check_whole
 
+_MOST_DECAY = 700.0  # the logarithm of what a float holds
 _FACTORS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _ENTRY = re.compile(r"(?P<start>[0-9.]+(?:[eE][+-]?[0-9]+)?)(?P<factor>[kKmMbBtT]?):(?P<size>\S+)")
 
@@ -92,11 +93,10 @@ def table_stages(sizes: Mapping[float, int], *, per_example: float = 1.0) -> lis
     counts = [math.ceil(start / per_example) for start in starts]
     if any(later <= earlier for earlier, later in pairwise(counts)):
         raise _unsorted(starts)
-    for size in sizes.values():
-        check_whole("batch_size", size)
+    batch_sizes = [check_whole("batch_size", size) for size in sizes.values()]
     return [
         Stage(count, size, None, f"the table says {size} from {count} examples on")
-        for count, size in zip(counts, sizes.values(), strict=True)
+        for count, size in zip(counts, batch_sizes, strict=True)
     ]
 
 
@@ -106,8 +106,8 @@ def linear_stages(start: int, end: int, over_examples: float, step: int) -> list
     Raises:
         ValueError: If the ramp does not end where it should, or has no length.
     """
-    for name, number in (("start", start), ("end", end), ("step", step)):
-        check_whole(name, number)
+    start, end = check_whole("start", start), check_whole("end", end)
+    step = check_whole("step", step)
     if not (math.isfinite(over_examples) and over_examples > 0):
         raise ValueError(
             f"`over_examples` must be positive and finite, got over_examples={over_examples!r}. "
@@ -164,11 +164,18 @@ def decay_stages(
             f"`factor` must be above 1, got factor={factor!r}. "
             "It is what the learning rate would have been divided by: 10 for a decay to a tenth."
         )
-    check_whole("max_batch_size", max_batch_size)
+    batch_size = check_whole("batch_size", batch_size)
+    max_batch_size = check_whole("max_batch_size", max_batch_size)
+    multiple_of = check_whole("multiple_of", multiple_of)
     check_fits(batch_size, max_batch_size=max_batch_size)
     check_divides(batch_size, multiple_of, of="devices times accumulation steps")
     if not all(math.isfinite(milestone) for milestone in milestones):
         raise _unsorted(milestones, name="milestones")
+    if math.log(factor) * len(milestones) > _MOST_DECAY:
+        raise ValueError(
+            f"`milestones` must leave a learning rate, got {len(milestones)} of factor={factor!r}. "
+            "Such a decay is no number any more: end the schedule earlier."
+        )
     starts = [0, *(math.ceil(milestone) for milestone in milestones)]
     if any(later <= earlier for earlier, later in pairwise(starts)):
         raise _unsorted(milestones, name="milestones")
