@@ -58,7 +58,7 @@ def test_the_tests_make_every_registered_optimizer() -> None:
     assert every_registered_name() == NAMES
 
 
-SIZES = st.integers(1, 5000)
+SIZES = st.integers(1, 20_000)
 EVIDENCE = st.fixed_dictionaries(
     {
         "rule": st.sampled_from(["auto", "linear", "sqrt"]),
@@ -503,6 +503,17 @@ def test_memories_of_one_step_are_valid_where_the_size_stays() -> None:
     report = rb.scale_hyperparameters(two_groups("SGD"), 64, 64, model=model, model_ema=0.0)
     rows = {change.parameter: change.validity for change in report.changes}
     assert rows["batch_norm_momentum"] is rows["model_ema"] is Validity.HOLDS
+
+
+def test_a_memory_that_a_huge_batch_took_does_not_come_back_and_is_not_called_valid() -> None:
+    model = nn.BatchNorm1d(2, momentum=0.1)
+    optimizer = two_groups("SGD")
+    report = rb.scale_hyperparameters(optimizer, 1, 8192, model=model, model_ema=0.9)
+    assert (model.momentum, report.model_ema) == (1.0, 0.0)
+    report = rb.scale_hyperparameters(optimizer, 8192, 1, model=model, model_ema=0.0)
+    rows = {change.parameter: (change.after, change.validity) for change in report.changes}
+    assert rows["batch_norm_momentum"] == (1.0, Validity.OUTSIDE)
+    assert rows["model_ema"] == (0.0, Validity.OUTSIDE)
 
 
 def test_the_warm_up_is_counted_in_steps_of_the_new_size() -> None:

@@ -59,7 +59,7 @@ def batch_norm_moves(model: nn.Module, kappa: float) -> Iterator[tuple[Change, W
                 before=share,
                 after=share_over_examples(share, kappa),
                 why="running statistics remember as many examples",
-                validity=Validity.OUTSIDE if kappa > 1 and kappa * share >= 1 else Validity.HOLDS,
+                validity=_memory(share, kappa),
             )
             yield change, _set(layer, "momentum", change.after)
 
@@ -91,8 +91,14 @@ def _ema_change(decay: float, kappa: float) -> Change:
         before=decay,
         after=decay_over_examples(decay, kappa),
         why="half-life kept in examples",
-        validity=Validity.OUTSIDE if kappa > 1 and kappa * (1 - decay) >= 1 else Validity.HOLDS,
+        validity=_memory(1 - decay, kappa),
     )
+
+
+def _memory(share: float, kappa: float) -> Validity:
+    """A half-life in examples can be kept only while it is longer than one step, and known."""
+    forgets = kappa > 1 and kappa * share >= 1
+    return Validity.OUTSIDE if forgets or (kappa < 1 and share >= 1) else Validity.HOLDS
 
 
 def _set(holder: Any, name: str, value: Any) -> Write:

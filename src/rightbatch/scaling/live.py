@@ -55,11 +55,14 @@ def scale_hyperparameters(
 
     Every move starts from the settings of before the first one, which the parameter groups keep
     (entry "batch_size_scaling", saved by ``state_dict``). So from a to b to c is from a to c, and
-    going back restores every setting. A setting that you change in between is taken as it is.
+    going back restores every setting. A setting that you change in between is taken as it is, and a
+    size that is not the one the groups are set for is refused.
 
     The traps: a scheduler computes from rates of its own, so pass it too. Only the rates of a
-    scheduler move; its length stays in steps. And without evidence nothing says whether a rule
-    holds: then the report is not valid.
+    scheduler move; its length stays in steps. Running averages beside the optimizer have no memory
+    of their own: a decay that a huge batch made 0 stays 0, and the report says that it is not
+    valid (`rightbatch.BatchSizeController` remembers them). And without evidence nothing says
+    whether a rule holds: then the report is not valid.
 
     Args:
         optimizer: SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, LAMB, LARS, Lion, a subclass
