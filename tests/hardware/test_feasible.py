@@ -227,3 +227,20 @@ def test_after_a_try_that_was_too_slow_at_most_a_quarter_is_tried():
     search_predicted(lambda size: 10 * size, probe, cap=10**6, budget_bytes=10**6)
     assert len(tried) > 1
     assert max(tried[1:]) <= tried[0] // 4
+
+
+def test_a_size_that_is_full_by_its_peak_may_not_be_the_largest():
+    """From 17 examples on the large tensors go back to the system, and less is held than at 15."""
+
+    def real(size):
+        return 15 * size + (35 if size < 17 else -20)
+
+    profile = search_predicted(
+        lambda size: 12 * size,
+        lambda size: ProbeOutcome("ok" if real(size) <= 265 else "oom", real(size)),
+        cap=10**6,
+        budget_bytes=265,
+    )
+    tried = [p.batch_size for p in profile.points if p.source == "real"]
+    assert profile.max_verified_batch_size >= 18
+    assert len(tried) <= 3

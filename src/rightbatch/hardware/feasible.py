@@ -22,6 +22,8 @@ _LEAST_SLOPE = 1.0  # real bytes for a predicted byte more: what is alive is in 
 _MOST_SLOPE = 4.0  # two peaks close together would follow the noise of a heap
 _AIM = 0.97  # of what may be used
 _CLOSE = 0.04  # of a batch size: not worth another try
+_BOLD = 1.1  # times the only size that ran, and full by its peak: where another try goes, since
+# large tensors come from the system and go back there, so that larger sizes may take even less
 _MOST_PROBES = 3
 _HALF = 0.5
 _MOST_FAILURES = 5  # in a row, with nothing verified
@@ -224,20 +226,25 @@ def _probe(search: _Search, probe: Probe, floor: int) -> Status:
             return status
         following = search.next_size(floor)
         if best is not None and following - best.batch_size <= _CLOSE * best.batch_size:
-            return status
+            following = (best.batch_size + _room(search)) // 2
+            if tried > 1 or following < _BOLD * best.batch_size:
+                return status
         size = following
     return status
 
 
 def _most(search: _Search, best: MemoryPoint) -> int:
     """Three tries, or one more where the largest that ran is far from the smallest that did not."""
-    room = (search.failed() or search.cap + 1) - 1
-    return _MOST_PROBES + (best.batch_size < _HALF * room)
+    return _MOST_PROBES + (best.batch_size < _HALF * _room(search))
 
 
 def _is_all(search: _Search, best: MemoryPoint) -> bool:
-    room = (search.failed() or search.cap + 1) - 1
-    return best.batch_size >= min(room, search.cap)
+    return best.batch_size >= _room(search)
+
+
+def _room(search: _Search) -> int:
+    """Return the largest size that is not known to be too large."""
+    return min((search.failed() or search.cap + 1) - 1, search.cap)
 
 
 def _with_predictions(search: _Search, bound: int, cap: int) -> tuple[MemoryPoint, ...]:
