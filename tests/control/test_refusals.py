@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rightbatch import BatchSizeController, BatchSizeSampler, BatchSizeSchedule, ExampleLR
+from rightbatch.batches import Regrouped
 from tests.batches.loaders import Ahead
 from tests.control.doubles import ManyRanks, controlled, weights_and_optimizer
 
@@ -18,6 +19,12 @@ from tests.control.doubles import ManyRanks, controlled, weights_and_optimizer
         ("0:8", {"max_micro_batch_size": 0}, "max_micro_batch_size=0"),
         ("0:8 100:64", {"sampler": BatchSizeSampler(50, 8)}, "50 examples, got batch_size=64"),
         ("0:8", {"sampler": BatchSizeSampler(50, BatchSizeSchedule.parse("0:8"))}, "pass a number"),
+        (
+            "0:8",
+            {"sampler": BatchSizeSampler(50, 8), "comm": ManyRanks(2)},
+            "the 2 .* world_size=1",
+        ),
+        ("0:8", {"sampler": Regrouped([], 8, world_size=2)}, "the 1 devices .* world_size=2"),
         ("0:8 100:64", {"rule": "saturating"}, "noise_scale"),
         ("0:8 100:64", {"edge": -1.0}, "edge=-1.0"),
     ],

@@ -45,6 +45,25 @@ def accumulation_for(batch_size: int, world_size: int, max_micro_batch_size: int
     return steps
 
 
+def check_devices(of_sampler: int, of_group: int) -> None:
+    """Refuse a sampler that shares batches out over other devices than train.
+
+    Args:
+        of_sampler: Its number of devices.
+        of_group: The number of ranks.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if of_sampler != of_group:
+        raise ValueError(
+            f"`sampler` must share batches out over the {of_group} devices that train, got "
+            f"world_size={of_sampler}. Examples would be repeated or left out: pass the sampler "
+            "their `world_size` (and each its `rank`), or neither where a process group is "
+            "initialised before."
+        )
+
+
 def share_of_units(units: float, total_units: float, world_size: int) -> float:
     """Return what the mean loss of a micro-batch must be multiplied by.
 

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from rightbatch._comm import Comm, default_comm
 from rightbatch.batches import BatchSizeSchedule, Decision, micro_batches
 from rightbatch.batches.sizes import check_whole
-from rightbatch.control.accumulation import accumulation_for, share_of_units
+from rightbatch.control.accumulation import accumulation_for, check_devices, share_of_units
 from rightbatch.control.averages import RunningAverages
 from rightbatch.control.evidence import Agreed, Evidence, Monitor
 from rightbatch.control.following import Following
@@ -40,6 +40,11 @@ class Loader(Protocol):
     @property
     def examples_seen(self) -> int:
         """Examples delivered since training began, over all devices."""
+        ...
+
+    @property
+    def world_size(self) -> int:
+        """Devices that share a batch."""
         ...
 
     def set_batch_size(self, batch_size: int) -> int | None:
@@ -130,7 +135,7 @@ class BatchSizeController:
         log: Callable[[Move], Any] | None = None,
     ) -> None:
         if max_micro_batch_size is not None:
-            check_whole("max_micro_batch_size", max_micro_batch_size)
+            max_micro_batch_size = check_whole("max_micro_batch_size", max_micro_batch_size)
         self._schedule, self._sampler, self._scheduler = schedule, sampler, scheduler
         self._most, self._log = max_micro_batch_size, log
         self._comm = default_comm() if comm is None else comm
@@ -140,6 +145,8 @@ class BatchSizeController:
         self._waiting: Waiting | None = None
         self._stays_until: float = 0  # examples; before it, there is nothing to decide
         self._judged: object = _NOTHING  # the noise that left the size as it is
+        if sampler is not None:
+            check_devices(sampler.world_size, self._comm.world_size)
         self._schedule.within(multiple_of=self._comm.world_size)
         first = schedule.size_at(self.examples_seen)
         self._take_size(first.batch_size, *self._cut_of(first.batch_size))
