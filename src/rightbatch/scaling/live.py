@@ -66,8 +66,9 @@ def scale_hyperparameters(
 
     Args:
         optimizer: SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, LAMB, LARS, Lion, a subclass
-            of theirs, or what `rightbatch.scaling.register_optimizer` was told about. Of any
-            other only the rate is scaled, and the report says so.
+            of theirs, or what `rightbatch.scaling.register_optimizer` was told about. RAdam keeps
+            its betas, which set its own warm-up. Of any other only the rate is scaled, and the
+            report says so.
         from_batch_size: Examples an optimizer step until now, over all devices.
         to_batch_size: Examples an optimizer step from now on.
         rule: Of the learning rate, see `rightbatch.scaling.scale_learning_rate`. "auto" is
