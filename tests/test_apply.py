@@ -217,3 +217,12 @@ def test_a_smaller_batch_takes_the_measured_noise_into_account() -> None:
         optimizer.step()
     report = replace(found, plan=small, noise=noise).apply(optimizer)
     assert report.after("second_moment") == pytest.approx((1 + 3 / 4) / (1 + 3 / 16), rel=1e-6)
+
+
+def test_a_task_is_found_a_plan_for_also_after_its_optimizer_was_moved() -> None:
+    task = QuadraticTask(examples=512).task
+    task.batch_size = 2
+    rb.scale_hyperparameters(task.optimizer, 2, 8)
+    found = rb.find(task, time_budget_seconds=1.0, clock=TickingClock())
+    assert found.plan is not None
+    assert found.plan.learning_rate is not None

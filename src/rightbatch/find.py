@@ -14,7 +14,7 @@ from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
 from rightbatch.plan import check_energy, check_options, check_today, critical_batch_size, plan
 from rightbatch.results import Plan, Status, ThroughputProfile
-from rightbatch.scaling import scale_hyperparameters
+from rightbatch.scaling import batch_size_set_for, scale_hyperparameters
 from rightbatch.task import Task
 from rightbatch.task.preflight import mixes_examples
 
@@ -202,10 +202,11 @@ class _Run:
 
         With the other settings as they suit that size: a rate is good only together with them.
         """
-        size, today = provisional.micro_batch_size, self._task.batch_size
+        size, optimizer = provisional.micro_batch_size, self._task.optimizer
+        suited = batch_size_set_for(optimizer) or self._task.batch_size
         with self._task.preserved():
-            if today is not None:
-                scale_hyperparameters(self._task.optimizer, today, size)
+            if suited is not None:
+                scale_hyperparameters(optimizer, round(suited), size)
             curve = self.part("learning_rate", range_test, batch_size=size)
             self.part("race", race, batch_size=size, centre=curve.suggestion, upper=curve.edge)
 
