@@ -44,7 +44,8 @@ from rightbatch.task.preflight import mixes_examples
 
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
-_CPU_SPARE = 0.02  # of the budget: the heaps of two runs of one size differ by so much
+# Two runs of one size differ by some MiB of heap: kept free, at least and at most these shares.
+_HEAP_NOISE_BYTES, _LEAST_SPARE, _MOST_SPARE = 8 * 2**20, 0.02, 0.08
 _LOOSE = 3.0  # times the budget, to learn the peak of a size that was refused
 _CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
 
@@ -174,7 +175,10 @@ class _Hunt:
         self._cap = task.max_batch_size or NO_CAP
         self._floor = 2 if mixes_examples(task.model) else 1
         self._first = task.batch_size or min(_FIRST, self._cap)
-        self._spare_share = _CPU_SPARE if task.device.type == "cpu" else 0.0
+        self._spare_share = 0.0
+        if task.device.type == "cpu":
+            noise = min(_MOST_SPARE, _HEAP_NOISE_BYTES / budget)
+            self._spare_share = max(_LEAST_SPARE, noise)
         # Only as far as it is safe: where the budget is all there is, nothing is looser.
         safe = device_budget_bytes(task.device) + held
         self._loose = least(comm, min(int(_LOOSE * budget), safe))
