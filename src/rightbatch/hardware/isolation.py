@@ -27,6 +27,7 @@ from typing import Any, Self, final
 
 import cloudpickle
 import torch
+from torch.optim import Optimizer
 
 from rightbatch._time import Clock, wall_clock
 from rightbatch.errors import TaskError
@@ -162,13 +163,38 @@ class Isolated:
         return answer
 
 
+class _Pickler(cloudpickle.Pickler):
+    """Takes all of an optimizer along.
+
+    PyTorch leaves an optimizer's hooks out, and every attribute that its class or a user has added.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Pickle an optimizer by all of its attributes, unless its class has a way of its own."""
+        if not isinstance(obj, Optimizer) or type(obj).__getstate__ is not Optimizer.__getstate__:
+            return super().reducer_override(obj)
+        make, arguments, _, *rest = obj.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        state = dict(vars(obj))
+        # A scheduler wraps the method of this very object, and notes only that it was called.
+        if hasattr(state.get("step"), "_wrapped_by_lr_sched"):
+            del state["step"]
+        return (make, arguments, state, *rest)
+
+
+@final
+class Pickling:
+    """What `torch.save` takes for a module that pickles: see `_Pickler`."""
+
+    Pickler = _Pickler
+
+
 def _pickle(thing: Any, path: Path) -> None:
     """Pickle by value what another interpreter could not import, and each storage only once."""
     own = [module for name, module in list(sys.modules.items()) if _is_nameless(name, module)]
     for module in own:
         cloudpickle.register_pickle_by_value(module)
     try:
-        torch.save(thing, path, pickle_module=cloudpickle)
+        torch.save(thing, path, pickle_module=Pickling)
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise CannotIsolate(
             "a task must be picklable to be tried in a process of its own, got "
