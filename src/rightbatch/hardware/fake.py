@@ -4,7 +4,8 @@
     two small real batches                 --their shapes------->   while LiveBytes counts
 
 A fake tensor has a shape, a type and a device, but no numbers. Two small batches of real data tell
-which dimensions grow with the batch. Afterwards everything real is back in its place.
+which dimensions grow with the batch. Afterwards everything real is back in its place, and nothing
+fake is left in a criterion, a list of losses or a hook's record.
 """
 
 from collections import OrderedDict, defaultdict
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from rightbatch.errors import RightBatchError
+from rightbatch.hardware.leftovers import no_fakes_left
 from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.hardware.templates import SIZES, resized
 from rightbatch.hardware.workload import take_step
@@ -111,7 +113,7 @@ def fakes_of(
     """Swap all that a task trains for fakes, for the time of a ``with`` block.
 
     Args:
-        task: Left bit for bit as it was.
+        task: Left bit for bit as it was; see `no_fakes_left` for what its code keeps elsewhere.
         batch_of: Makes a real batch of so many examples on the host.
         accumulation_steps: Micro-batches per optimizer step.
 
@@ -135,7 +137,8 @@ def fakes_of(
     """
     templates = tuple(batch_of(size) for size in SIZES)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with task.preserved(weights=False):
+    roots = (task._loss, task._weight, *task.model.modules(), *task.parameters)
+    with task.preserved(weights=False), no_fakes_left(roots):
         try:
             held, undo = _swap(task, mode)
         except Exception as error:
