@@ -1,7 +1,10 @@
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -93,6 +96,174 @@ def test_flags_and_switches_make_another_entry():
         torch.use_deterministic_algorithms(False)
     task.model[1].eval()
     assert fingerprint(task, seed=0) != plain
+
+
+def measured(model=None, loss=None, data=None, **options):
+    model = model or nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = torch.zeros(10, 3) if data is None else data
+    return Task(model, optimizer, data, loss or (lambda model, x: model(x).mean()), **options)
+
+
+def with_attribute(**attributes):
+    model = nn.Linear(3, 1)
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return measured(model)
+
+
+def with_heads(heads):
+    def loss(model, x):
+        return model(x[:, None], x[:, None], x[:, None])[0].mean()
+
+    return measured(nn.MultiheadAttention(4, heads), loss, torch.zeros(10, 4))
+
+
+def cast_to(dtype):
+    def loss(model, x):
+        with torch.autocast("cpu", dtype):
+            return model(x).mean()
+
+    return measured(loss=loss)
+
+
+def with_criterion(criterion):
+    data = [(torch.zeros(3), 0)] * 10
+    return measured(nn.Linear(3, 2), rb.supervised(criterion), data)
+
+
+class Rows:
+    """A data set with a setting, and with code."""
+
+    def __init__(self, side):
+        self.side = side
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        return torch.zeros(3)
+
+
+class DoubledRows(Rows):
+    def __getitem__(self, index):
+        return torch.zeros(6)[:3]
+
+
+def renamed(kind):
+    """The same class with other code, as after an edit."""
+    members = {k: v for k, v in vars(kind).items() if k not in ("__dict__", "__weakref__")}
+    return type("Rows", (), {**vars(Rows), **members, "__qualname__": "Rows", "__dict__": {}})
+
+
+def loaded(**options):
+    return measured(data=torch.utils.data.DataLoader(torch.zeros(10, 3), batch_size=2, **options))  # pyright: ignore[reportArgumentType]
+
+
+def with_hook(hooked):
+    model = nn.Linear(3, 1)
+    if hooked:
+        model.register_forward_hook(lambda *_: None)
+    return measured(model)
+
+
+def weighed(scale):
+    return measured(weight=lambda batch: scale * len(batch))
+
+
+def worst(longest):
+    return measured(worst_case=lambda size: torch.zeros(size, longest))
+
+
+SIDE = 3
+
+
+def reads_a_global(model, x):
+    return model(x).mean() * SIDE
+
+
+@pytest.mark.parametrize(
+    ("make", "one", "other"),
+    [
+        (lambda on: with_attribute(gradient_checkpointing=on), False, True),
+        (with_heads, 1, 4),
+        (cast_to, torch.bfloat16, torch.float16),
+        (with_criterion, nn.functional.cross_entropy, nn.CrossEntropyLoss(label_smoothing=0.1)),
+        (with_criterion, nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
+        (with_criterion, nn.functional.cross_entropy, nn.functional.multi_margin_loss),
+        (worst, 3, 300),
+        (weighed, 1, 2),
+        (lambda n: loaded(num_workers=1, prefetch_factor=n), 2, 8),
+        (lambda side: measured(data=Rows(side)), 32, 224),
+        (lambda kind: measured(data=renamed(kind)(3)), Rows, DoubledRows),
+        (with_hook, False, True),
+        (lambda n: with_attribute(scale=np.int64(n)), 1, 2),
+    ],
+    ids=[
+        "checkpointing", "heads", "autocast", "criterion", "smoothing", "function", "worst case",
+        "weight", "prefetch", "setting of the data", "code of the data", "hook", "number of numpy",
+    ],
+)  # fmt: skip
+def test_settings_that_no_source_shows_make_another_entry(make, one, other):
+    assert fingerprint(make(one)) == fingerprint(make(one))
+    assert fingerprint(make(one)) != fingerprint(make(other))
+
+
+def test_a_global_that_the_loss_reads_counts(monkeypatch):
+    plain = fingerprint(measured(loss=reads_a_global))
+    monkeypatch.setitem(globals(), "SIDE", 4)
+    assert fingerprint(measured(loss=reads_a_global)) != plain
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "OMP_WAIT_POLICY", "LD_PRELOAD"])
+def test_how_the_process_allocates_and_computes_counts(monkeypatch, name):
+    monkeypatch.delenv(name, raising=False)
+    plain = fingerprint(perceptron())
+    monkeypatch.setenv(name, "2")
+    assert fingerprint(perceptron()) != plain
+
+
+def test_what_cannot_be_taken_apart_is_not_kept(cache, told, tmp_path):
+    with (tmp_path / "log").open("w") as file:
+        task = with_attribute(log=file)
+        assert cache.get("memory", task) is None
+        cache.put("memory", PROFILE, task)
+    assert cache.get("memory", task) is None
+    (line,) = told
+    assert line.startswith("memory: not kept for the next time (")
+    assert "TextIOWrapper cannot be taken apart" in line
+    assert not (tmp_path / "kept").exists()
+
+
+def test_what_measuring_makes_is_not_part_of_the_name(cache):
+    """A model that makes a table at its first step is asked for before that."""
+    task = with_attribute(table=None)
+    assert cache.get("memory", task) is None
+    task.model.table = torch.zeros(3)
+    cache.put("memory", PROFILE, task)
+    assert cache.get("memory", with_attribute(table=None)) == PROFILE
+
+
+def test_another_process_gives_the_same_name():
+    """Neither addresses nor the order of sets, which each process salts, are part of it."""
+    text = (
+        "from tests.hardware.test_cache import *\n"
+        "task = with_attribute(kinds={'a', 'b', 'c', 'd'}, loss=nn.functional.relu)\n"
+        "names = fingerprint(task), fingerprint(measured(data=Rows(3)))\n"
+        "print(*names, fingerprint(WORKING[0].make()))"
+    )
+    names = {
+        subprocess.run(
+            [sys.executable, "-c", text],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for salt in ("1", "2")
+    }
+    (printed,) = names
+    assert len(printed.split()) == 3
 
 
 def test_the_code_of_the_model_and_the_loss_counts():

@@ -4,10 +4,8 @@ An entry is an ordinary results file with one part, named by a fingerprint of al
 depends on. The noise and the learning rate depend on the weights, so they are not kept.
 """
 
-import hashlib
-import inspect
-import json
 import math
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ import rightbatch._environment as environment
 from rightbatch import _codec
 from rightbatch.errors import ResultsError
 from rightbatch.hardware.budget import device_budget_bytes
+from rightbatch.hardware.identity import CannotIdentify, identify
 from rightbatch.hardware.templates import SIZES, tensors_in
 from rightbatch.hardware.workload import host_batches
 from rightbatch.results import Results, Status
@@ -28,6 +27,27 @@ from rightbatch.task import Task
 
 _FRESH_SECONDS = 30 * 24 * 3600.0  # older: drivers and machines change under a fixed name
 _DIGITS = 20
+# What changes while the optimizer works, or repeats its groups.
+_OF_THE_RUN = ("state", "param_groups", "defaults", "_opt_called")
+# Of the environment: how memory is allocated, and how many threads compute with what.
+_VARIABLES = (
+    "MALLOC_",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "OMP_",
+    "GOMP_",
+    "KMP_",
+    "MKL_",
+    "ATEN_",
+    "DNNL_",
+    "ONEDNN_",
+    "PYTORCH_",
+    "TORCH",
+    "CUDA_",
+    "CUBLAS",
+    "CUDNN_",
+    "NVIDIA_",
+)
 
 
 def _silent(line: str) -> None:
@@ -62,6 +82,7 @@ class MeasurementCache:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._folder, self._fresh, self._say, self._now = folder, fresh, say, now
+        self._asked: tuple[Task, str, dict[str, Any], Path] | None = None
 
     def get(self, name: str, task: Task, **flags: Any) -> Any | None:
         """Return what was measured before, if it is there, whole and recent.
@@ -71,9 +92,15 @@ class MeasurementCache:
             task: What would be measured.
             flags: How it would be measured.
         """
+        try:
+            path = self._path(name, task, flags)
+        except CannotIdentify:
+            return None  # `put` says so
+        # Measuring may change attributes, such as tables that a model makes once: what is measured
+        # now is kept under the name that the next process will ask for.
+        self._asked = (task, name, flags, path)
         if self._fresh:
             return None
-        path = self._path(name, task, flags)
         try:
             age = self._now() - path.stat().st_mtime
             if age > _FRESH_SECONDS:
@@ -98,13 +125,17 @@ class MeasurementCache:
             environment=environment.describe_environment(task.device),
             **{name: result},
         )
-        path = self._path(name, task, flags)
-        partial = path.with_suffix(".partial")
         try:
+            asked, self._asked = self._asked, None
+            if asked and asked[0] is task and asked[1:3] == (name, flags):
+                path = asked[3]
+            else:
+                path = self._path(name, task, flags)
+            partial = path.with_suffix(".partial")
             self._folder.mkdir(parents=True, exist_ok=True)
             _codec.write(results, partial)
             partial.replace(path)
-        except (ResultsError, OSError) as error:
+        except (CannotIdentify, ResultsError, OSError) as error:
             self._say(f"{name}: not kept for the next time ({error!s:.100}).")
 
     def _path(self, name: str, task: Task, flags: dict[str, Any]) -> Path:
@@ -124,9 +155,13 @@ def free_memory(device: torch.device) -> str:
 def fingerprint(task: Task, **flags: Any) -> str:
     """Name all that a measurement of the hardware depends on, in 20 hexadecimal digits.
 
-    The model's structure, shapes, types and code; the optimizer and its settings, but for the rate;
-    the loss's code; the shapes of a batch; the loader; device, threads, versions, and switches of
-    torch. Not the weights, and not what the code of other modules does.
+    The model's structure, attributes, shapes, types and code; the optimizer and its settings, but
+    for the rate; loss, weight and worst case with what they close over; data set and loader; the
+    shapes of a batch; device, threads, versions, and switches of torch and of the allocator. Not
+    the values of weights and data.
+
+    Raises:
+        CannotIdentify: If a part of the task cannot be taken apart.
 
     Example:
         >>> from rightbatch.testing import QuadraticTask
@@ -136,44 +171,27 @@ def fingerprint(task: Task, **flags: Any) -> str:
     """
     with task.preserved(weights=False):
         batch = next(host_batches(task, SIZES[0], seed=0))
-    named = [*task.model.named_parameters(), *task.model.named_buffers()]
     described = {
         "flags": flags,
-        "model": repr(task.model),
-        "code": sorted({_code_of(type(module)) for module in task.model.modules()}),
-        "tensors": [(n, list(t.shape), str(t.dtype), t.requires_grad) for n, t in named],
-        "training": [module.training for module in task.model.modules()],
-        "optimizer": [type(task.optimizer).__name__, *_settings(task)],
-        "loss": _code_of(task._loss),
+        "model": task.model,
+        "optimizer": [type(task.optimizer), *_settings(task)],
+        "functions": [task._loss, task._weight, task.worst_case],
         "batch": [(list(t.shape), str(t.dtype)) for t in tensors_in(batch)],
-        "data": [type(task.source.dataset).__name__, task.num_examples, task.num_workers],
-        "collate": _code_of(task.source.collate_fn),
+        "source": task.source,
         "task": [task.batch_size, task.max_batch_size, task.clip_grad_norm],
         "environment": _surroundings(task.device),
     }
-    text = json.dumps(described, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]
+    return identify(described)[:_DIGITS]
 
 
 def _settings(task: Task) -> list[Any]:
-    groups = task.optimizer.param_groups
+    optimizer = task.optimizer
     left_out = ("params", "lr", "initial_lr")
-    return [
-        [len(group["params"]), *sorted((k, repr(v)) for k, v in group.items() if k not in left_out)]
-        for group in groups
+    own = {k: v for k, v in vars(optimizer).items() if k not in _OF_THE_RUN}
+    return [own] + [
+        [len(group["params"]), {k: v for k, v in group.items() if k not in left_out}]
+        for group in optimizer.param_groups
     ]
-
-
-def _code_of(thing: Any) -> str:
-    """Return the source of a class or function; of torch's own, its name."""
-    name = f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', type(thing))}"
-    if name.startswith("torch.") or thing is None:
-        return name
-    try:
-        return name + inspect.getsource(thing)
-    except (OSError, TypeError):  # typed in, or made by another function's call
-        code = getattr(thing, "__code__", None)
-        return name + (repr((code.co_code, code.co_consts)) if code else "")
 
 
 def _surroundings(device: torch.device) -> dict[str, Any]:
@@ -182,8 +200,13 @@ def _surroundings(device: torch.device) -> dict[str, Any]:
     return {
         **described,
         "node": platform.node(),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "precision": torch.get_float32_matmul_precision(),
         "cudnn": [torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32],
+        "autocast": [
+            torch.is_autocast_enabled(device.type),
+            str(torch.get_autocast_dtype(device.type)),
+        ],
         "default_dtype": str(torch.get_default_dtype()),
     }
