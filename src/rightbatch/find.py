@@ -107,8 +107,9 @@ def find(
     memory = run.part("memory", measure_memory, isolate=False)
     if memory.status is Status.NOTHING_FITS:
         return run.findings
-    # A search that ran out of time bounds nothing: then throughput watches the memory itself.
-    cap = None if memory.status is Status.OUT_OF_TIME else memory.max_verified_batch_size
+    # A search that ended early bounds nothing: then throughput watches the memory itself.
+    early = memory.status in (Status.OUT_OF_TIME, Status.LEAK)
+    cap = None if early else memory.max_verified_batch_size
     throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
     micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)

@@ -87,7 +87,7 @@ def test_nothing_runs_where_one_example_cannot_fit():
     ]
 
 
-@pytest.mark.parametrize("outcome", ["oom", "killed", "limit", "thrash", "leak"])
+@pytest.mark.parametrize("outcome", ["oom", "killed", "limit", "thrash"])
 def test_goes_down_after_a_failure(outcome):
     def probe(size):
         return ProbeOutcome("ok", 12 * size) if size <= 40 else ProbeOutcome(outcome, None)
@@ -97,6 +97,24 @@ def test_goes_down_after_a_failure(outcome):
     assert {p.outcome for p in profile.points if p.batch_size > 40 and p.source == "real"} == {
         outcome
     }
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "verified"), [(["leak"], 0), (["oom", "leak"], 0), (["ok", "leak"], 71)]
+)
+def test_a_leak_ends_it_and_is_told(outcomes, verified):
+    """It is no matter of size, so no smaller one is tried."""
+    coming = iter(outcomes)
+    profile = search_predicted(
+        lambda size: 10 * size,
+        lambda size: ProbeOutcome(next(coming), 12 * size),
+        cap=1000,
+        budget_bytes=1000,
+    )
+    real = [p.outcome for p in profile.points if p.source == "real"]
+    assert (real, profile.status) == (outcomes, Status.LEAK)
+    assert profile.max_verified_batch_size == verified
+    assert profile.upper_bound > 0
 
 
 @pytest.mark.parametrize("outcome", ["slow", "hang"])

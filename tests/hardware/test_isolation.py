@@ -64,6 +64,10 @@ def leak():
     KEPT.append(torch.ones(10 * MIB // 4))
 
 
+def leak_little():
+    KEPT.append(torch.ones(MIB // 4))
+
+
 class Odd(Exception):
     """An error of the task's own."""
 
@@ -144,6 +148,26 @@ def test_quick_steps_are_taken_for_longer(monkeypatch, patience, sees_it):
 def test_every_death_has_its_name(effect, outcome):
     assert outcome_of(effect, steps=5).outcome == outcome
     assert not child_processes()
+
+
+LASTING = []
+
+
+def make_lasting_things_in_the_first_three_steps():
+    if len(LASTING) < 3:
+        LASTING.append(torch.ones(10 * MIB // 4))
+
+
+def test_lasting_things_that_are_made_late_are_no_leak():
+    assert outcome_of(make_lasting_things_in_the_first_three_steps).outcome == "ok"
+
+
+def test_a_leak_is_not_taken_for_a_model_too_large():
+    """A MiB is kept in each step, under a limit of 80 of which a step takes little."""
+    profile = hardware.measure_memory(hungry(effect=leak_little), budget_bytes=80 * MIB)
+    real = [p.outcome for p in profile.points if p.source == "real"]
+    assert (profile.status, real[-1], real.count("leak")) == (Status.LEAK, "leak", 1)
+    assert profile.upper_bound > 0
 
 
 def test_what_hangs_is_killed(monkeypatch):

@@ -127,6 +127,16 @@ def test_a_plan_in_which_nothing_fits_recommends_nothing():
     assert "DataLoader" not in text
 
 
+def test_a_leak_is_not_told_as_a_model_too_large():
+    memory = samples.NOTHING_FITS.memory
+    points = (replace(memory.points[0], outcome="leak"),)
+    leaking = replace(memory, points=points, status=Status.LEAK, upper_bound=70)
+    text = " ".join(render_text(replace(samples.NOTHING_FITS, memory=leaking)).split())
+    assert "memory grew with every step at batch 1, limit 600 MiB" in text
+    assert "Look for what keeps them" in text
+    assert "Not even" not in text
+
+
 def test_an_interrupted_run_names_what_is_missing():
     text = render_text(
         replace(samples.FULL, plan=None, noise=None, track=None, critical_batch_size=None)

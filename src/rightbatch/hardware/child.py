@@ -35,6 +35,7 @@ from rightbatch.task import Task
 from rightbatch.task.data import to_device
 
 _LEAK_SHARE = 0.01  # of the budget, more in memory after each step than after the one before
+_RISES = 3  # in a row; fewer may come from lasting things that are made late
 # What oneDNN says of any failure, too little memory among them.
 _WITHOUT_MEMORY = ("could not create a primitive", "could not execute a primitive")
 _FULL_SHARE = 0.5  # of the budget in use: then that is what it means
@@ -154,6 +155,8 @@ class _Attempt:
             ran = self._steps(meter, guard)
         except Exception:  # whatever it is, the answer is known
             return refused
+        if ran.outcome == "leak":
+            return ran  # which explains the refusal
         if ran.outcome != "ok" or ran.peak_bytes is None:
             return refused
         # Pages that are asked for and not touched are refused too, and are in no peak.
@@ -169,7 +172,7 @@ class _Attempt:
             synchronize(self._device)
             spent += wall_clock() - start
             peaks.append(meter.peak_bytes())
-            if len(peaks) <= self._job.steps:
+            if len(peaks) <= max(self._job.steps, _RISES + 2):
                 left_over.append(_live_bytes())
             rest = (self._job.steps - len(peaks)) * spent / len(peaks)
             if self._job.seconds is not None and rest > 2 * self._job.seconds:
@@ -191,6 +194,8 @@ class _Attempt:
         job = self._job
         if len(peaks) >= job.steps and self._leaks(left_over):
             return False  # it would only run out
+        if len(peaks) == len(left_over) < _RISES + 2 and self._rises(left_over):
+            return True  # a step more, to be certain
         patient = len(peaks) < job.long_steps and spent < job.patience_seconds
         return len(peaks) < job.steps or patient or self._grows(peaks)
 
@@ -212,10 +217,14 @@ class _Attempt:
         return spent / (steps * self._job.batch_size)
 
     def _leaks(self, left_over: list[int]) -> bool:
+        """Whether more was alive after every step, several times in a row."""
+        return len(left_over) >= _RISES + 2 and self._rises(left_over)
+
+    def _rises(self, left_over: list[int]) -> bool:
         """Whether more was alive after every step but the first, which makes lasting state."""
         least = _LEAK_SHARE * self._job.budget_bytes
         later = left_over[1:]
-        return len(later) > 1 and all(b - a > least for a, b in pairwise(later))
+        return all(b - a > least for a, b in pairwise(later))
 
 
 def _live_bytes() -> int:

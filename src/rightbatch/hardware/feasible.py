@@ -163,8 +163,8 @@ def search_predicted(
 
     Returns:
         The largest size that ran within the budget. ``upper_bound`` holds for any task whose
-        predictions are right. The status is ``NOTHING_FITS``, ``CAPPED``, ``OUT_OF_TIME`` or
-        ``OK``.
+        predictions are right. The status is ``NOTHING_FITS``, ``CAPPED``, ``OUT_OF_TIME``,
+        ``LEAK`` (which ends the search, since every size would run out in the end) or ``OK``.
 
     Example:
         Real memory is a fifth more than predicted, and 100 bytes:
@@ -184,7 +184,7 @@ def search_predicted(
     search.cap = bound
     status = _probe(search, probe, floor)
     fitting = search.verified()
-    if fitting is None and status is not Status.OUT_OF_TIME:
+    if fitting is None and status not in (Status.OUT_OF_TIME, Status.LEAK):
         return _nothing_fits(search, floor, search.points)
     bounds = [b for b in (bound, memory_bound(search.points, budget_bytes)) if b is not None]
     size = fitting.batch_size if fitting else 0
@@ -216,6 +216,8 @@ def _probe(search: _Search, probe: Probe, floor: int) -> Status:
                 outcome=outcome,
             )
         )
+        if outcome == "leak":
+            return Status.LEAK
         if outcome in ("slow", "hang"):
             status = Status.OUT_OF_TIME
             search.cap = min(search.cap, max(floor, size // 4))

@@ -59,7 +59,7 @@ def list_ways(
     """
     measured = [point.batch_size for point in throughput.points]
     cap = measured[-1]  # what was timed was executed
-    if memory is not None and memory.status is not Status.OUT_OF_TIME:
+    if memory is not None and memory.status not in (Status.OUT_OF_TIME, Status.LEAK):
         cap = memory.max_verified_batch_size
     micros = sorted({*_powers_of_two(measured[-1]), *measured})
     micros = [size for size in micros if size >= measured[0]]

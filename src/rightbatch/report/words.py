@@ -241,6 +241,9 @@ def nothing_fits_in(memory: MemoryProfile | None) -> str:
 def _memory(memory: MemoryProfile) -> str:
     budget = format_bytes(memory.budget_bytes)
     size = memory.max_verified_batch_size
+    if size == 0 and memory.status is Status.LEAK:
+        leaking = min(p.batch_size for p in memory.points if p.outcome == "leak")
+        return f"{OUTCOMES['leak']} at batch {format_count(leaking)}, limit {budget}"
     if size == 0:
         return nothing_fits_in(memory)
     text = f"{format_count(size)} examples were run within {budget}"

@@ -14,6 +14,7 @@ class Status(StrEnum):
     TOO_FEW_EXAMPLES = "too_few_examples"
     PLATEAU = "plateau"
     NOTHING_FITS = "nothing_fits"
+    LEAK = "leak"
     DISAGREE = "disagree"
     AT_THE_END = "at_the_end"
     DIVERGED = "diverged"
@@ -51,6 +52,11 @@ _SENTENCES = {
     Status.NOTHING_FITS: (
         "Not even the smallest batch fits in memory. Use checkpointing, a lower precision, an "
         "optimizer with less state or a smaller model, or give it more memory."
+    ),
+    Status.LEAK: (
+        "Cannot tell: tensors of one step were still alive after the next, more with every step, so "
+        "that any size runs out in the end. Look for what keeps them (losses that are collected "
+        "with their graphs, a list, a hook) and measure again."
     ),
     Status.DISAGREE: (
         "Cannot tell: repeated measurements disagree by more than a decade. Repeat with more steps."
