@@ -21,7 +21,7 @@ _BETWEEN = 1.1  # ... and where a smaller size fits
 _LEAST_SLOPE = 1.0  # real bytes for a predicted byte more: what is alive is in memory
 _MOST_SLOPE = 4.0  # two peaks close together would follow the noise of a heap
 _AIM = 0.97  # of what may be used
-_CLOSE = 0.06  # of a batch size: not worth another try
+_CLOSE = 0.05  # of a batch size: not worth another try
 _BOLD = 1.1  # times the only size that ran, and full by its peak: where another try goes, since
 # large tensors come from the system and go back there, so that larger sizes may take even less
 _MOST_PROBES = 3
