@@ -7,7 +7,7 @@ in_process   the same steps here, where the task cannot be sent elsewhere or tim
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
 
@@ -21,20 +21,15 @@ from rightbatch.hardware.budget import device_budget_bytes
 from rightbatch.hardware.fake import CannotPredict, fakes_of
 from rightbatch.hardware.feasible import search_predicted
 from rightbatch.hardware.isolation import CannotIsolate, Isolated
-from rightbatch.hardware.meters import Meter, meter_for, reclaim
-from rightbatch.hardware.outcomes import classify
+from rightbatch.hardware.meters import meter_for
 from rightbatch.hardware.pool import with_pool
 from rightbatch.hardware.search import Probe, ProbeOutcome, search
+from rightbatch.hardware.tries import Tries
 from rightbatch.hardware.workload import (
     NO_CAP,
-    batches_in_process,
-    bytes_in,
     held_bytes,
     hold_still,
     host_batches,
-    prefetched_batches,
-    synchronize,
-    take_step,
 )
 from rightbatch.hardware.worst_case import find_longest
 from rightbatch.results import MemoryProfile
@@ -215,7 +210,7 @@ class _Hunt:
         with task.preserved():
             torch.manual_seed(self._seed)
             hold_still(task.optimizer)
-            tries = _Tries(
+            tries = Tries(
                 task,
                 meter_for(task.device),
                 self._deadline,
@@ -224,6 +219,7 @@ class _Hunt:
                 held=self._held,
                 worst_case=self._worst_case,
                 accumulation_steps=self._accumulation_steps,
+                steps=_STEPS,
             )
             overshoot = _CPU_OVERSHOOT if task.device.type == "cpu" else math.inf
             profile = self._searched(tries, overshoot, tries.fits_in_time)
@@ -314,80 +310,3 @@ class _Hunt:
             units_per_example=self._units,
             notes=tuple(self._notes),
         )
-
-
-@final
-class _Tries:
-    """Real steps at one batch size after another; remembers what the last one took."""
-
-    def __init__(
-        self,
-        task: Task,
-        meter: Meter,
-        deadline: Deadline,
-        seed: int,
-        progress: Progress,
-        *,
-        held: int,
-        worst_case: Callable[[int], Any] | None,
-        accumulation_steps: int,
-    ) -> None:
-        self._task, self._meter, self._deadline = task, meter, deadline
-        self._seed, self._progress, self._held = seed, progress, held
-        self._worst_case, self._accumulation_steps = worst_case, accumulation_steps
-        self._seconds_per_example: float | None = None
-        self._is_first = True
-
-    def __call__(self, size: int) -> ProbeOutcome:
-        self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")
-        self._meter.reset()
-        try:
-            outcome = self._run(size)
-        except Exception as error:
-            failure = classify(error)
-            if failure is None:
-                error.add_note(f"while trying batch size {size}")
-                raise
-            outcome = ProbeOutcome(failure, None)
-        # Outside of `except`, where no traceback holds the tensors of the failed step.
-        if outcome.outcome != "ok":
-            self._task.optimizer.zero_grad(set_to_none=True)
-            reclaim(self._task.device)
-        self._is_first = False
-        return outcome
-
-    def fits_in_time(self, size: int) -> bool:
-        """Predict in proportion to the last size that ran, which a fixed cost makes cautious."""
-        expected = 0.0 if self._seconds_per_example is None else self._seconds_per_example * size
-        return expected < self._deadline.remaining_seconds()
-
-    def _run(self, size: int) -> ProbeOutcome:
-        """Take the steps, or give up after the first ones where they would take too long."""
-        start = self._deadline.elapsed_seconds()
-        batches = self._batches(size)
-        batch_bytes, spent = 0, 0.0
-
-        def next_batch() -> Any:
-            nonlocal batch_bytes
-            batch = next(batches)
-            batch_bytes = max(batch_bytes, bytes_in(batch))
-            return batch
-
-        for done in range(1, _STEPS + 1):
-            take_step(self._task, next_batch, self._accumulation_steps)
-            synchronize(self._task.device)
-            spent = self._deadline.elapsed_seconds() - start
-            left = (_STEPS - done) * spent / done
-            if not self._is_first and left > 2 * max(0.0, self._deadline.remaining_seconds()):
-                return ProbeOutcome("slow", None)
-        self._seconds_per_example = spent / size
-        peak = self._meter.peak_bytes()
-        if self._task.device.type == "cpu":  # what waits there, and one more in the making
-            peak += (prefetched_batches(self._task) + self._task.num_workers) * batch_bytes
-        return ProbeOutcome("ok", peak + self._held)
-
-    def _batches(self, size: int) -> Iterator[Any]:
-        if self._worst_case is None:
-            yield from batches_in_process(self._task, size, seed=self._seed)
-        while self._worst_case is not None:
-            yield to_device(self._worst_case(size), self._task.device)
