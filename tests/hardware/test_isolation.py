@@ -68,6 +68,10 @@ def leak_little():
     KEPT.append(torch.ones(MIB // 4))
 
 
+def work_on_all_threads():
+    torch.ones(2**21).add_(1)
+
+
 class Odd(Exception):
     """An error of the task's own."""
 
@@ -148,6 +152,18 @@ def test_quick_steps_are_taken_for_longer(monkeypatch, patience, sees_it):
 def test_every_death_has_its_name(effect, outcome):
     assert outcome_of(effect, steps=5).outcome == outcome
     assert not child_processes()
+
+
+@linux
+def test_threads_are_not_charged_to_a_batch():
+    """Their stacks take 8 MiB each: of 64 threads thrice the limit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(64)
+    try:
+        answer = outcome_of(work_on_all_threads, budget=150 * MIB)
+    finally:
+        torch.set_num_threads(before)
+    assert answer.outcome == "ok"
 
 
 LASTING = []

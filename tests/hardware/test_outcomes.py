@@ -16,6 +16,7 @@ OUT_OF_MEMORY = {
     "cublas": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "cufft": "cuFFT error: CUFFT_ALLOC_FAILED",
     "cudnn": "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "openmp": "libgomp: Thread creation failed: Resource temporarily unavailable",
 }
 OTHER_LIMIT = {
     "cudnn": "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a",

@@ -40,6 +40,7 @@ _RISES = 3  # in a row; fewer may come from lasting things that are made late
 _WITHOUT_MEMORY = ("could not create a primitive", "could not execute a primitive")
 _FULL_SHARE = 0.5  # of the budget in use: then that is what it means
 _QUIET_STEPS = 4  # without a new peak
+_ELEMENTS_PER_THREAD = 2**15  # that torch hands out at least, and so starts a thread for
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -248,6 +249,8 @@ def _wake_up(device: torch.device) -> None:
     for optimizer in optimizers:
         model(torch.ones(4, 1, 8, 8, device=device)).sum().backward()
         optimizer.step()
+    # The stacks of all threads, which small operations do not start: 8 MiB each.
+    torch.zeros(torch.get_num_threads() * _ELEMENTS_PER_THREAD, dtype=torch.uint8).add_(1)
     synchronize(device)
     reclaim(device)
 

@@ -12,6 +12,7 @@ _OUT_OF_MEMORY = (
     "not enough memory",  # CPU allocator on Windows
     "bad_alloc",  # the C++ library, also as the last words of a process
     "bad allocation",  # on Windows
+    "Thread creation failed",  # OpenMP, whose threads need stacks; its last words
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUFFT_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",

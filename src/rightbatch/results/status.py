@@ -54,9 +54,9 @@ _SENTENCES = {
         "optimizer with less state or a smaller model, or give it more memory."
     ),
     Status.LEAK: (
-        "Cannot tell: tensors of one step were still alive after the next, more with every step, so "
-        "that any size runs out in the end. Look for what keeps them (losses that are collected "
-        "with their graphs, a list, a hook) and measure again."
+        "Cannot tell: more tensors were alive after every step, so that any size runs out in the "
+        "end. Look for what keeps them (losses that are collected with their graphs, a list, a "
+        "hook) and measure again."
     ),
     Status.DISAGREE: (
         "Cannot tell: repeated measurements disagree by more than a decade. Repeat with more steps."
