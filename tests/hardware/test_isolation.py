@@ -193,6 +193,12 @@ def test_what_hangs_is_killed(monkeypatch):
     assert not child_processes()
 
 
+def test_what_hangs_is_killed_where_no_time_was_given_too(monkeypatch):
+    monkeypatch.setattr("rightbatch.hardware.isolation._START_SECONDS", 8.0)
+    monkeypatch.setattr("rightbatch.hardware.isolation._MOST_SECONDS", 0.5)
+    assert outcome_of(sleep_long).outcome == "hang"
+
+
 def test_what_would_take_too_long_is_given_up():
     assert outcome_of(lambda: time.sleep(0.5), seconds=0.2, steps=3).outcome == "slow"
 

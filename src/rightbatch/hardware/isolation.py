@@ -36,6 +36,7 @@ from rightbatch.hardware.outcomes import classify_text
 from rightbatch.task import Task
 
 _START_SECONDS = 60.0  # to import torch and build the task, on a busy machine
+_MOST_SECONDS = 3600.0  # for a few steps, where no time was given: then it hangs
 _STDERR_BYTES = 4000
 _MOST_STEPS = 12
 _LONG_STEPS = 50  # a heap is cut up further for as long: where they are quick, take them all
@@ -125,7 +126,8 @@ class Isolated:
                 only to learn the peak. By default none do.
             steps: Optimizer steps at least; on a CPU more, up to 12, while the peak still grows,
                 and up to 50 within ten seconds.
-            seconds: To be spent on the steps; afterwards the process is killed.
+            seconds: To be spent on the steps; afterwards the process is killed. By default it is
+                killed after an hour.
 
         Returns:
             The outcome: "ok", "oom", "thrash" (the allocator ran in circles), "limit" (of a kernel
@@ -150,7 +152,7 @@ class Isolated:
             seconds=seconds if limited else None,
         )
         (folder / "job.json").write_text(json.dumps(asdict(job)))
-        timeout = _START_SECONDS + 2 * seconds if limited else None
+        timeout = _START_SECONDS + (2 * seconds if limited else _MOST_SECONDS)
         code, words = _run(
             [sys.executable, "-m", "rightbatch.hardware.child", str(folder)], timeout
         )
@@ -230,7 +232,7 @@ def _can_be_imported(name: str) -> bool:
     return PathFinder.find_spec(name) is not None or name in sys.builtin_module_names
 
 
-def _run(command: list[str], timeout: float | None) -> tuple[int, str]:
+def _run(command: list[str], timeout: float) -> tuple[int, str]:
     """Run a process group to its end; whatever happens here, none of it is left there."""
     with tempfile.TemporaryFile() as words:
         process = subprocess.Popen(
