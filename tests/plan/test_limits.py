@@ -6,7 +6,7 @@ import pytest
 
 from rightbatch._format import format_ratio
 from rightbatch.plan import plan
-from rightbatch.results import FrontPoint, Plan
+from rightbatch.results import Candidate, FrontPoint, Plan
 from tests.plan.made_up import critical, facts, throughput
 
 STEPS, TODAY, B_C = 10_000, 16, 300.0
@@ -160,3 +160,66 @@ def test_wrong_limits_are_refused(options: dict[str, Any], message: str) -> None
 def test_steps_of_an_unknown_batch_size_are_refused() -> None:
     with pytest.raises(ValueError, match="got 100 and no batch size"):
         plan(throughput(), critical(), steps_today=100)
+
+
+def hurried(**options: Any) -> Plan:
+    """B_c = 600, 2 ms + 0.1 ms an example: 64 is within 5 % of the fastest, 128, on a device."""
+    steps = throughput(alpha=0.002, beta=0.0001, sizes=(16, 32, 64, 128, 256))
+    return plan(steps, critical(600.0), facts(batch_size=64), **options)
+
+
+def test_a_deadline_that_only_a_faster_size_keeps_takes_that_size() -> None:
+    free = hurried(steps_today=STEPS)
+    assert free.front[0].seconds is not None
+    kept = hurried(steps_today=STEPS, deadline_seconds=0.999 * free.front[0].seconds)
+    assert kept.batch_size > free.batch_size
+    assert [p.meets_limits for p in kept.front] == [True]
+    (reason,) = (r for r in kept.reasons if r.startswith("With a deadline"))
+    assert f"without, the objective time takes 1 device with batch size {free.batch_size}" in reason
+
+
+def test_a_budget_that_only_a_faster_size_keeps_takes_that_size_and_weighs_it() -> None:
+    paid: dict[str, Any] = {"steps_today": STEPS, "price_per_hour": 1.0}
+    free = hurried(**paid)
+    assert free.front[0].cost is not None
+    kept = hurried(**paid, max_cost=0.999 * free.front[0].cost, upfront_costs={"retuning": 1.0})
+    assert kept.batch_size > free.batch_size
+    assert [option.batch_size for option in kept.costs] == [64, kept.batch_size]
+
+
+def test_a_deadline_that_the_usual_size_keeps_changes_no_size() -> None:
+    free = hurried(steps_today=STEPS)
+    assert free.front[0].seconds is not None
+    kept = hurried(steps_today=STEPS, deadline_seconds=1.001 * free.front[0].seconds)
+    assert kept.batch_size == free.batch_size
+
+
+def test_of_two_limits_that_nothing_keeps_the_one_missed_by_more_says_what_is_nearest() -> None:
+    """A thousandth of the least cost and half of the least time: one device is the nearest."""
+    free = made(steps_today=STEPS, price_per_hour=1.0)
+    least_cost = min(p.cost for p in free.front)  # type: ignore[type-var]
+    least_time = min(p.seconds for p in free.front)  # type: ignore[type-var]
+    missed = made(
+        steps_today=STEPS,
+        price_per_hour=1.0,
+        max_cost=least_cost / 1000,  # type: ignore[operator]
+        deadline_seconds=least_time / 2,  # type: ignore[operator]
+    )
+    assert (free.devices, missed.devices) == (4, 1)
+
+
+@pytest.mark.parametrize("factor", [0.9, 0.97, 0.999, 1.0, 1.01, 1.03, 1.05, 1.3, 3.0])
+@pytest.mark.parametrize("objective", ["time", "cost"])
+def test_a_limit_is_kept_if_any_way_keeps_it(factor: float, objective: str) -> None:
+    """Brute force over all candidates."""
+    least = min(seconds_of_candidate(c) for c in made().candidates)
+    deadline = factor * least * (1 + 1e-9)
+    result = made(steps_today=STEPS, deadline_seconds=deadline, objective=objective)
+    (chosen,) = (p for p in result.front if p.devices == result.devices)
+    assert chosen.meets_limits == (factor >= 1)
+    assert chosen.seconds is not None
+    assert (chosen.seconds <= deadline) == (factor >= 1)
+
+
+def seconds_of_candidate(candidate: Candidate) -> float:
+    return STEPS * candidate.relative_steps * candidate.step_seconds / (1 + B_C / TODAY)

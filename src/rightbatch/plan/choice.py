@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from rightbatch.plan.costs import compare_costs
-from rightbatch.plan.front import find_front, front_points
+from rightbatch.plan.front import find_front, front_point, front_points
 from rightbatch.plan.inputs import Inputs, sort_results
 from rightbatch.plan.options import PlanOptions, check_options, check_today
 from rightbatch.plan.rates import suggest_learning_rate
@@ -121,6 +121,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         tied=front.tied[front.chosen],
         candidates=candidates,
         front=front_points(weighed, front, candidates),
+        unlimited=front_point(weighed, front, candidates, front.unlimited),
         dominated=front.dominated,
         left_out=weighed.left_out,
         costs=compare_costs(weighed, front, options, today),

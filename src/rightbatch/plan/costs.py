@@ -7,7 +7,7 @@ import numpy as np
 
 from rightbatch.plan.front import Front
 from rightbatch.plan.options import PlanOptions
-from rightbatch.plan.weigh import Weighed, choose_size
+from rightbatch.plan.weigh import Weighed
 from rightbatch.results import CostOption
 
 _SECONDS_PER_HOUR = 3600
@@ -37,12 +37,11 @@ def compare_costs(
     options_listed = [_option("stay", stay, stay, 0.0, weighed, options, today)]
     retuning = options.upfront_costs.get("retuning", 0.0)
     per_device = options.upfront_costs.get("per_device", 0.0)
-    if weighed.where(here).any():
-        best, _ = choose_size(weighed, here)
-        if best != stay:
-            options_listed.append(
-                _option("other batch here", best, stay, retuning, weighed, options, today)
-            )
+    best = next((i for i in front.tied if ways[i].devices == here), stay)
+    if best != stay:
+        options_listed.append(
+            _option("other batch here", best, stay, retuning, weighed, options, today)
+        )
     for index in front.indices:
         way = ways[index]
         if way.devices > here:

@@ -1,9 +1,10 @@
 """The front of time against cost, and which of its points each objective takes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rightbatch.plan.limits import RunLength, run_length
 from rightbatch.plan.options import PlanOptions
@@ -19,8 +20,9 @@ class Front:
     tied: dict[int, list[int]]  # index -> round sizes that cannot be told from its size
     dominated: tuple[int, ...]  # device counts whose best way another one beats
     lengths: dict[int, RunLength]  # index -> what the whole run takes
-    taken: dict[str, int]  # objective -> index, without limits
+    taken: dict[str, int]  # objective -> index, of all points
     chosen: int
+    unlimited: int  # what would be chosen without deadline and budget
 
 
 def find_front(
@@ -32,7 +34,8 @@ def find_front(
     """Keep the best size for each number of devices, as far as no other beats it in both.
 
     On a fixed number of devices cost is proportional to time, so one size stands for it: the
-    smallest, roundest within 5 % of the fastest.
+    smallest, roundest within 5 % of the fastest. Where deadline and budget can be judged, and some
+    sizes keep them, it is chosen among those alone.
 
     Args:
         weighed: Ways.
@@ -40,12 +43,27 @@ def find_front(
         options: Objective and limits.
         today: Today's batch size, if known.
     """
+    lengths = {i: run_length(weighed, i, options, today) for i in range(len(weighed.ways))}
+    keeping = np.array([length.meets_limits is not False for length in lengths.values()])
+    front = _front_among(weighed, candidates, options, lengths, keeping)
+    if keeping.all():
+        return front
+    free = _front_among(weighed, candidates, options, lengths, np.ones_like(keeping))
+    return replace(front, unlimited=free.unlimited)
+
+
+def _front_among(
+    weighed: Weighed,
+    candidates: tuple[Candidate, ...],
+    options: PlanOptions,
+    lengths: dict[int, RunLength],
+    allowed: NDArray[np.bool_],
+) -> Front:
     counts = [d for d in options.devices if weighed.where(d).any()]
-    best = {devices: choose_size(weighed, devices) for devices in counts}
+    best = {d: choose_size(weighed, weighed.keeping(d, allowed)) for d in counts}
     rivals = [index for index, _ in best.values()]
     kept = not_dominated([_coordinates(candidates[i], options) for i in rivals])
     indices = sorted((rivals[k] for k in kept), key=lambda i: candidates[i].relative_cost)
-    lengths = {i: run_length(weighed, i, options, today) for i in indices}
     objectives = dict.fromkeys(("time", "cost", options.objective))
     taken = {objective: _take(weighed, indices, objective) for objective in objectives}
     return Front(
@@ -54,7 +72,8 @@ def find_front(
         dominated=tuple(d for d, (index, _) in best.items() if index not in indices),
         lengths=lengths,
         taken=taken,
-        chosen=_within_limits(weighed, indices, lengths, taken, options),
+        chosen=_within_limits(weighed, indices, lengths, options),
+        unlimited=taken[options.objective],
     )
 
 
@@ -101,34 +120,28 @@ def _take(weighed: Weighed, indices: list[int], objective: str) -> int:
 
 
 def _within_limits(
-    weighed: Weighed,
-    indices: list[int],
-    lengths: dict[int, RunLength],
-    taken: dict[str, int],
-    options: PlanOptions,
+    weighed: Weighed, indices: list[int], lengths: dict[int, RunLength], options: PlanOptions
 ) -> int:
-    """Take the objective's point among those that meet the limits, or come nearest to them."""
-    meeting = [i for i in indices if lengths[i].meets_limits]
-    if meeting:
-        return _take(weighed, meeting, options.objective)
-    judged = any(length.meets_limits is not None for length in lengths.values())
-    if judged and options.max_cost is None:
-        return taken["time"]
-    if judged and options.deadline_seconds is None:
-        return taken["cost"]
-    return taken[options.objective]
+    """Take the objective's point among those that keep the limits, or the one that misses least."""
+    missed_by = {i: lengths[i].over_limit for i in indices}
+    keeping = [i for i in indices if (missed_by[i] or 0.0) <= 1.0]
+    if keeping:
+        return _take(weighed, keeping, options.objective)
+    return min(indices, key=lambda i: missed_by[i] or 0.0)
 
 
 def front_points(
     weighed: Weighed, front: Front, candidates: tuple[Candidate, ...]
 ) -> tuple[FrontPoint, ...]:
     """Write the front as results, the cheapest first."""
-    return tuple(
-        _point(front, candidates[i], i, devices=weighed.ways[i].devices) for i in front.indices
-    )
+    return tuple(front_point(weighed, front, candidates, i) for i in front.indices)
 
 
-def _point(front: Front, candidate: Candidate, index: int, *, devices: int) -> FrontPoint:
+def front_point(
+    weighed: Weighed, front: Front, candidates: tuple[Candidate, ...], index: int
+) -> FrontPoint:
+    """Write one way as a point, whether on the front or not."""
+    candidate, devices = candidates[index], weighed.ways[index].devices
     length = front.lengths[index]
     low, middle, high = length.seconds or (None, None, None)
     least, steps, most = length.steps_allowed or (None, None, None)

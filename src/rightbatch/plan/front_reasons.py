@@ -68,7 +68,11 @@ def _taken_for_energy(front: tuple[FrontPoint, ...]) -> str:
 
 
 def explain_limits(
-    front: tuple[FrontPoint, ...], options: PlanOptions, chosen_devices: int, today: int | None
+    front: tuple[FrontPoint, ...],
+    options: PlanOptions,
+    chosen_devices: int,
+    today: int | None,
+    free: FrontPoint,
 ) -> list[str]:
     """Say what deadline and budget change, or how long a run they allow."""
     if not options.limited:
@@ -77,14 +81,13 @@ def explain_limits(
     if options.steps_today is None:
         return [_allowed(front, limits, today)]
     chosen = next(p for p in front if p.devices == chosen_devices)
-    free = next(p for p in front if options.objective in p.taken_for)
     if not any(p.meets_limits for p in front):
         return [
             f"No point of the front keeps {limits}: {point_words(chosen)} comes nearest, with "
             f"{_length(chosen)}."
         ]
     words = f"With {limits}: {point_words(chosen)}, {_length(chosen)}"
-    if chosen is free:
+    if (chosen.devices, chosen.batch_size) == (free.devices, free.batch_size):
         words += f"; without, the objective {options.objective} takes the same"
     else:
         time = format_ratio(chosen.relative_time / free.relative_time)

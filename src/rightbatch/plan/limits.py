@@ -27,6 +27,7 @@ class RunLength:
     meets_limits: bool | None
     steps_allowed: tuple[float, float, float] | None  # low, middle, high
     counted_at: int | None  # batch size of the steps allowed
+    over_limit: float | None = None  # seconds over the longest that is allowed
 
 
 def run_length(weighed: Weighed, way: int, options: PlanOptions, today: int | None) -> RunLength:
@@ -51,8 +52,10 @@ def run_length(weighed: Weighed, way: int, options: PlanOptions, today: int | No
     cost = None
     if options.price_per_hour is not None:
         cost = seconds[1] * devices * options.price_per_hour / _SECONDS_PER_HOUR
-    meets = None if most is None else seconds[1] <= most
-    return RunLength(seconds, cost, meets, None if most is None else _three(most / each), today)
+    if most is None:
+        return RunLength(seconds, cost, None, None, today)
+    over = seconds[1] / most
+    return RunLength(seconds, cost, over <= 1, _three(most / each), today, over)
 
 
 def longest_seconds(options: PlanOptions, devices: int) -> float | None:

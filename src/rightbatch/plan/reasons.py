@@ -51,6 +51,7 @@ class Decision:
     tied: list[int]  # batch sizes that cannot be told from the chosen one
     candidates: tuple[Candidate, ...]
     front: tuple[FrontPoint, ...]
+    unlimited: FrontPoint  # what would be chosen without deadline and budget
     dominated: tuple[int, ...]  # device counts that another one beats
     left_out: tuple[int, ...]  # device counts that no batch can be shared by
     costs: tuple[CostOption, ...]
@@ -73,7 +74,9 @@ def explain(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[s
         *_ties(decision),
         *_accumulation(chosen),
         *explain_front(decision.front, decision.dominated, options),
-        *explain_limits(decision.front, options, chosen.devices, decision.today),
+        *explain_limits(
+            decision.front, options, chosen.devices, decision.today, decision.unlimited
+        ),
         *explain_costs(decision.costs, options),
         *_memory(inputs.memory, decision.candidates, chosen.devices),
         *_against_today(decision, min(options.devices)),

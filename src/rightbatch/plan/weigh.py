@@ -49,6 +49,11 @@ class Weighed:
         known = np.isfinite(self.amounts).all(axis=0)
         return self.fits & known & (self.devices == devices)
 
+    def keeping(self, devices: int, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Those on so many devices that are allowed; all of them where none is."""
+        usable = self.where(devices)
+        return usable & allowed if (usable & allowed).any() else usable
+
 
 def weigh(inputs: Inputs, options: PlanOptions) -> Weighed:
     """Draw the times of every way to train.
@@ -123,14 +128,14 @@ def _why_no_joules(inputs: Inputs) -> str:
     )
 
 
-def choose_size(weighed: Weighed, devices: int) -> tuple[int, list[int]]:
-    """Choose among the sizes for so many devices, which must have one that fits.
+def choose_size(weighed: Weighed, usable: NDArray[np.bool_]) -> tuple[int, list[int]]:
+    """Choose among the usable ways, of which there must be one, on one number of devices.
 
     Returns:
         The index of the smallest, roundest way within 5 % of the best, and the round sizes
         that cannot be told from it.
     """
-    ways, usable = weighed.ways, weighed.where(devices)
+    ways = weighed.ways
     regret = _regret(weighed, usable).mean(axis=0)
     expected = np.where(usable, regret, np.inf)
     ties = [i for i in range(len(ways)) if expected[i] <= (1 + TIE) * expected.min()]
