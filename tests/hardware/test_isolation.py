@@ -223,6 +223,42 @@ def test_an_open_file_cannot_be_sent(tmp_path):
     assert "Tried in this process" in profile.notes[0]
 
 
+def run_out(*_):
+    raise torch.OutOfMemoryError("no room for a second one")
+
+
+class TooLargeThere:
+    """What cannot be made again."""
+
+    def __reduce__(self):
+        return run_out, ()
+
+
+def test_a_task_without_room_for_a_second_is_no_batch_too_large():
+    task = hungry()
+    task.model.rest = TooLargeThere()
+    with (
+        Isolated(task) as isolated,
+        pytest.raises(CannotIsolate, match="OutOfMemoryError: no room for a second one"),
+    ):
+        isolated.try_size(4, budget_bytes=400 * MIB)
+
+
+def test_what_is_cached_here_is_given_back_before_a_try(monkeypatch):
+    happened = []
+    monkeypatch.setattr(
+        "rightbatch.hardware.isolation.reclaim", lambda device: happened.append(device.type)
+    )
+
+    def run(command, timeout):
+        happened.append("try")
+        return -9, ""
+
+    monkeypatch.setattr("rightbatch.hardware.isolation._run", run)
+    assert outcome_of(None).outcome == "killed"
+    assert happened == ["cpu", "try"]
+
+
 def test_what_is_sent_is_small_and_holds_every_storage_once():
     rows = torch.zeros(2_000_000)  # 8 MB
     model = nn.Linear(1, 1)

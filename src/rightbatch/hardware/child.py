@@ -69,7 +69,7 @@ class Job:
 class Answer:
     """What came of it."""
 
-    outcome: str  # "ok", "oom", "thrash", "limit", "slow", "leak" or "error"
+    outcome: str  # "ok", "oom", "thrash", "limit", "slow", "leak", "crowded" or "error"
     peak_bytes: int | None = None
     seconds_per_example: float | None = None
     note: str = ""
@@ -82,8 +82,7 @@ def main(folder: Path) -> None:
     sys.path[:] = list(job.paths)
     torch.set_num_threads(job.threads)
     try:
-        task, worst_case = torch.load(folder / "task.pickle", weights_only=False)
-        answer = _Attempt(task, worst_case, job).run()
+        answer = _answer(folder, job)
     except Exception as error:
         answer = Answer(outcome="error", note=f"{type(error).__name__}: {error}")
         with suppress(Exception):
@@ -91,6 +90,18 @@ def main(folder: Path) -> None:
     partial = folder / "answer.partial"
     partial.write_text(json.dumps(asdict(answer)))
     partial.replace(folder / "answer.json")
+
+
+def _answer(folder: Path, job: Job) -> Answer:
+    try:
+        task, worst_case = torch.load(folder / "task.pickle", weights_only=False)
+        _wake_up(task.device)
+    except Exception as error:
+        if classify(error) != "oom":
+            raise
+        # Beside what the parent holds; no batch was tried.
+        return Answer(outcome="crowded", note=f"{type(error).__name__}: {error}"[:500])
+    return _Attempt(task, worst_case, job).run()
 
 
 def _end_with_parent() -> None:
@@ -121,7 +132,6 @@ class _Attempt:
 
     def run(self) -> Answer:
         """Take the steps; whatever goes wrong is an outcome."""
-        _wake_up(self._device)
         meter = meter_for(self._device)
         guard = _limit_for(self._device, self._job)
         begin = wall_clock()

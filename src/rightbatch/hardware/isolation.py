@@ -29,9 +29,9 @@ import cloudpickle
 import torch
 from torch.optim import Optimizer
 
-from rightbatch._time import Clock, wall_clock
 from rightbatch.errors import TaskError
 from rightbatch.hardware.child import Answer, Job
+from rightbatch.hardware.meters import reclaim
 from rightbatch.hardware.outcomes import classify_text
 from rightbatch.task import Task
 
@@ -57,7 +57,6 @@ class Isolated:
             drawn from the data.
         seed: Of the shuffle and of the random state in the steps.
         enforced: Whether the system refuses more than the budget. Otherwise it is only compared.
-        clock: Monotonic seconds.
 
     Raises:
         CannotIsolate: If the task cannot be pickled.
@@ -71,7 +70,6 @@ class Isolated:
         seed: int = 0,
         enforced: bool = True,
         accumulation_steps: int = 1,
-        clock: Clock = wall_clock,
     ) -> None:
         self._job = Job(
             batch_size=1,
@@ -88,7 +86,7 @@ class Isolated:
             threads=torch.get_num_threads(),
             paths=tuple(sys.path),
         )
-        self._clock = clock
+        self._device = task.device
         self._folder = tempfile.TemporaryDirectory(prefix="rightbatch-")
         path = Path(self._folder.name)
         try:
@@ -135,8 +133,10 @@ class Isolated:
             every step), "killed", or "hang" (killed by us).
 
         Raises:
+            CannotIsolate: If the task itself, without a batch, has no room beside this process.
             Exception: What the task's own code raised, where it is not about memory.
         """
+        reclaim(self._device)  # what is only cached here would take room there
         folder = Path(self._folder.name)
         for name in ("answer.json", "error.pickle"):
             (folder / name).unlink(missing_ok=True)
@@ -160,6 +160,11 @@ class Isolated:
             answer = Answer(**json.loads((folder / "answer.json").read_text()))
         except FileNotFoundError:
             return _died(code, words)
+        if answer.outcome == "crowded":
+            raise CannotIsolate(
+                "there must be room for the task a second time to try it in a process of its own, "
+                f"got {answer.note:.200}. This process holds the first: pass isolate=False."
+            )
         if answer.outcome == "error":
             raise _their_error(folder, answer.note)
         return answer
