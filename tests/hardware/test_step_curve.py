@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from rightbatch.hardware.step_curve import (
     fit_step_shape,
     interpolate,
 )
-from rightbatch.results import Status, ThroughputPoint, ThroughputProfile
+from rightbatch.results import Status, StepShares, ThroughputPoint, ThroughputProfile
 
 DOUBLINGS = (4, 8, 16, 32, 64, 128)
 
@@ -222,6 +223,18 @@ def test_a_fixed_cost_asks_for_the_largest_divisor_in_range() -> None:
     points = [point(size, 1.0 + 0.1 * size) for size in (4, 8, 16, 32)]
     assert best_micro_batch(profile(points), 90) == 30  # of 5 6 9 10 15 18 30
     assert best_micro_batch(profile(points), 12) == 12
+
+
+def test_the_optimizer_steps_once_however_many_passes() -> None:
+    """For 64: 8 passes of 8 take 164, 4 of 16 164, 2 of 32 172, one of 64 180; 100 is added once.
+
+    Steps of 108, 116, 136 and 180 ms, of which the optimizer takes 100.
+    """
+    times = {8: 108.0, 16: 116.0, 32: 136.0, 64: 180.0}
+    plain = profile([point(b, t) for b, t in times.items()])
+    shares = StepShares(batch_size=64, forward=0.2, backward=0.8 - 5 / 9, optimizer=5 / 9)
+    assert best_micro_batch(replace(plain, shares=shares), 64) == 16
+    assert best_micro_batch(plain, 64) == 64
 
 
 def test_of_equally_fast_micro_batches_the_larger_is_taken() -> None:

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rightbatch.hardware.step_curve import StepCurve
+from rightbatch.hardware.step_curve import StepCurve, optimizer_seconds
 from rightbatch.plan import plan
 from rightbatch.plan.candidates import Way, draw_times, list_ways, step_seconds
-from rightbatch.plan.step_model import allreduce_seconds, optimizer_seconds
+from rightbatch.plan.step_model import allreduce_seconds
 from rightbatch.results import StepShares, ThroughputProfile
 from tests.plan.made_up import critical, facts, memory, throughput
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.hardware.step_curve import interpolate
-from rightbatch.plan.step_model import accumulated, optimizer_seconds, pass_curve
+from rightbatch.hardware.step_curve import accumulated, interpolate, optimizer_seconds
+from rightbatch.plan.step_model import pass_curve
 from rightbatch.results import CriticalBatchSize, MemoryProfile, Status, ThroughputProfile
 
 Floats = NDArray[np.float64]

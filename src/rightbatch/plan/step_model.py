@@ -81,32 +81,6 @@ def _sent_over_gradient(devices: int) -> float:
     return 2 * (devices - 1) / devices
 
 
-def optimizer_seconds(throughput: ThroughputProfile) -> float:
-    """Seconds of a step that do not come again with every micro-batch.
-
-    From the measured shares of a step. Without them 0: then every pass of an accumulated step
-    counts a whole step, as it was timed. Never more than the fastest step.
-    """
-    if throughput.shares is None:
-        return 0.0
-    curve = StepCurve.computing(throughput.points)
-    size = min(max(throughput.shares.batch_size, curve.sizes[0]), curve.sizes[-1])
-    measured, *_ = curve.at(size)
-    return min(throughput.shares.optimizer * measured, float(pass_curve(throughput).seconds[0]))
-
-
-def accumulated(passes: Floats, accumulation_steps: Floats, optimizer: float) -> Floats:
-    """Seconds of a step of several passes, before communication.
-
-    Example:
-        Three passes of 5 ms, of which the optimizer takes 2 once:
-
-        >>> float(accumulated(np.array(5.0), np.array(3.0), 2.0))
-        11.0
-    """
-    return accumulation_steps * np.maximum(passes - optimizer, 0.0) + optimizer
-
-
 def pass_curve(throughput: ThroughputProfile) -> StepCurve:
     """Seconds of one pass: what a training loop pays, loading included, never falling."""
     return StepCurve.training(throughput.points)
