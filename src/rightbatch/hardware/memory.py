@@ -8,7 +8,9 @@ in_process   the same steps here, where the task cannot be sent elsewhere or tim
 import copy
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import cache
 from typing import Any, final
 
 import torch
@@ -16,9 +18,9 @@ from torch import nn
 
 from rightbatch._comm import Comm, default_comm
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
-from rightbatch.hardware.agreement import Agreed, least
+from rightbatch.hardware.agreement import Agreed, largest, least, on_all_or_none
 from rightbatch.hardware.budget import device_budget_bytes
-from rightbatch.hardware.fake import CannotPredict, fakes_of
+from rightbatch.hardware.fake import CannotPredict, FakeSteps, fakes_of
 from rightbatch.hardware.feasible import search_predicted
 from rightbatch.hardware.isolation import CannotIsolate, Isolated
 from rightbatch.hardware.meters import meter_for
@@ -167,9 +169,10 @@ class _Hunt:
         self._buckets = buckets
         self._accumulation_steps, self._seed = accumulation_steps, seed
         self._deadline, self._progress, self._comm = deadline, progress, comm
-        self._cap = task.max_batch_size or NO_CAP
+        # Ranks whose shards differ try the same sizes, so what decides on them is the least of all.
+        self._cap = least(comm, task.max_batch_size or NO_CAP)
         self._floor = 2 if mixes_examples(task.model) else 1
-        self._first = task.batch_size or min(_FIRST, self._cap)
+        self._first = min(least(comm, task.batch_size or _FIRST), self._cap)
         self._spare_share = 0.0
         if task.device.type == "cpu":
             noise = min(_MOST_SPARE, _HEAP_NOISE_BYTES / budget)
@@ -179,29 +182,40 @@ class _Hunt:
         self._loose = least(comm, min(int(_LOOSE * budget), safe))
         self._units = 1.0
         self._notes: list[str] = []
-        self._worst_case = self._find_worst_case()
+        self._worst_case = on_all_or_none(comm, self._find_worst_case, "read the data set")
 
     def apart(self) -> MemoryProfile:
         """Try sizes in processes of their own."""
+        with ExitStack() as stack:
+            try:
+                isolated = on_all_or_none(
+                    self._comm,
+                    lambda: stack.enter_context(self._isolated()),
+                    "send the task to a process of its own",
+                    kind=CannotIsolate,
+                )
+            except CannotIsolate as error:
+                reason = f"Tried in this process, not in one of its own: {error}"
+            else:
+                return self._finished(self._apart(self._probe_of(isolated)))
+        return self.here((reason,))
+
+    def _isolated(self) -> Isolated:
         with self._task.preserved(weights=False):
             pooled = with_pool(self._task, seed=self._seed)
+        return Isolated(
+            pooled,
+            self._worst_case,
+            seed=self._seed,
+            accumulation_steps=self._accumulation_steps,
+        )
+
+    def _apart(self, probe: Probe) -> MemoryProfile:
         try:
-            isolated = Isolated(
-                pooled,
-                self._worst_case,
-                seed=self._seed,
-                accumulation_steps=self._accumulation_steps,
-            )
-        except CannotIsolate as error:
-            return self.here((f"Tried in this process, not in one of its own: {error}",))
-        with isolated:
-            probe = self._probe_of(isolated)
-            try:
-                profile = self._predicted(probe)
-            except CannotPredict as error:
-                self._notes.append(f"Searched by real steps alone: {error}")
-                profile = self._searched(probe, math.inf)
-        return self._finished(profile)
+            return self._predicted(probe)
+        except CannotPredict as error:
+            self._notes.append(f"Searched by real steps alone: {error}")
+            return self._searched(probe, math.inf)
 
     def here(self, notes: tuple[str, ...]) -> MemoryProfile:
         """Try sizes in this process, and put everything back."""
@@ -222,7 +236,11 @@ class _Hunt:
                 steps=_STEPS,
             )
             overshoot = _CPU_OVERSHOOT if task.device.type == "cpu" else math.inf
-            profile = self._searched(tries, overshoot, tries.fits_in_time)
+            profile = self._searched(
+                Agreed(self._comm, tries),
+                overshoot,
+                lambda size: bool(least(self._comm, tries.fits_in_time(size))),
+            )
         return self._finished(profile)
 
     def _find_worst_case(self) -> Callable[[int], Any] | None:
@@ -239,20 +257,27 @@ class _Hunt:
         return longest
 
     def _predicted(self, probe: Probe) -> MemoryProfile:
-        task = self._task
-
-        def batch_of(size: int) -> Any:
-            if self._worst_case is not None:
-                return self._worst_case(size)
-            return next(host_batches(task, size, seed=self._seed))
-
         self._progress(self._deadline.fraction(), "memory: predicting")
-        with task.preserved(weights=False):
-            batch = batch_of(2)
-            self._units = task.weigh(to_device(batch, task.device)) / (examples_in(batch) or 2)
-        with fakes_of(task, batch_of, accumulation_steps=self._accumulation_steps) as fakes:
+        with ExitStack() as stack:
+            fakes = on_all_or_none(
+                self._comm,
+                lambda: stack.enter_context(self._fakes()),
+                "make its tensors without numbers",
+                kind=CannotPredict,
+            )
+
+            @cache
+            def predict(size: int) -> int:
+                peak = on_all_or_none(
+                    self._comm,
+                    lambda: fakes.peak_bytes(size),
+                    "take a step without numbers",
+                    kind=CannotPredict,
+                )
+                return largest(self._comm, peak + self._buckets)
+
             profile = search_predicted(
-                lambda size: fakes.peak_bytes(size) + self._buckets,
+                predict,
                 probe,
                 cap=self._cap,
                 budget_bytes=self._budget,
@@ -266,6 +291,19 @@ class _Hunt:
                     "they are finite and that no such condition holds."
                 )
         return profile
+
+    def _fakes(self) -> AbstractContextManager[FakeSteps]:
+        task = self._task
+
+        def batch_of(size: int) -> Any:
+            if self._worst_case is not None:
+                return self._worst_case(size)
+            return next(host_batches(task, size, seed=self._seed))
+
+        with task.preserved(weights=False):
+            batch = batch_of(2)
+            self._units = task.weigh(to_device(batch, task.device)) / (examples_in(batch) or 2)
+        return fakes_of(task, batch_of, accumulation_steps=self._accumulation_steps)
 
     def _searched(
         self, probe: Probe, overshoot: float, may_start: Callable[[int], bool] = lambda size: True
