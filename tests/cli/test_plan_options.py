@@ -77,6 +77,7 @@ def test_durations_are_read(saved: Path, text: str, seconds: float) -> None:
     ("words", "message"),
     [
         (("--deadline", "soon"), "must be a duration above zero, got 'soon'"),
+        (("--deadline", "1ms"), "must be in s, m, min, h or d, got '1ms'"),
         (("--deadline", "0h"), "must be a duration above zero, got '0h'"),
         (("--deadline", "-1h"), "must be a duration above zero, got '-1h'"),
         (("--devices", "1,two"), "must be whole numbers with commas, got '1,two'"),

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -203,10 +204,29 @@ def test_today_is_on_the_fewest_devices() -> None:
 
 
 @pytest.mark.parametrize(
+    "devices", [np.array([1, 2]), range(1, 3), {2, 1}, [np.int64(1), 2.0]], ids=repr
+)
+def test_counts_come_in_any_collection(devices: Any) -> None:
+    assert made(devices=devices) == made(devices=[1, 2])
+
+
+@pytest.mark.parametrize("devices", [np.int64(2), 2.0], ids=repr)
+def test_one_count_may_be_a_number_of_numpy(devices: Any) -> None:
+    assert made(devices=devices) == made(devices=2)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"devices": []}, "must name at least one count, got none"),
         ({"devices": [1, 0]}, "`devices` must be at least 1, got 0"),
+        ({"devices": np.array([1, 0])}, "`devices` must be at least 1, got 0"),
+        ({"devices": "12"}, "`devices` must be a whole number or several, got '12'"),
+        ({"devices": ["1"]}, r"must be a whole number or several, got \['1'\]"),
+        ({"devices": 1.5}, r"`devices` must be a whole number or several, got 1\.5"),
+        ({"devices": [float("nan")]}, r"must be a whole number or several, got \[nan\]"),
+        ({"devices": None}, "`devices` must be a whole number or several, got None"),
+        ({"devices": np.array([[1]])}, r"or several, got array\(\[\[1\]\]\)"),
         ({"devices": [True]}, "`devices` must be at least 1, got True"),
         ({"allreduce_gbps": 0.0}, "`allreduce_gbps` must be positive and finite, got 0.0"),
     ],

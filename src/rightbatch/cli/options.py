@@ -48,7 +48,11 @@ _UNIT_SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 def _duration_seconds(text: str) -> float:
     """Read ``90``, ``90s``, ``30m``, ``1h`` or ``2d`` as seconds."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-z]*)\s*", text.lower())
-    if found is None or found[2] not in _UNIT_SECONDS or float(found[1]) == 0:
+    if found is not None and found[2] not in _UNIT_SECONDS:
+        raise typer.BadParameter(
+            f"must be in s, m, min, h or d, got {text!r}. Write 90s, 30m, 1h or 2d."
+        )
+    if found is None or float(found[1]) == 0:
         raise typer.BadParameter(
             f"must be a duration above zero, got {text!r}. Write 90s, 30m, 1h or 2d."
         )

@@ -1,8 +1,9 @@
 """What a plan is asked for, checked before anything is measured for it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from rightbatch.errors import CannotPlan
 
@@ -33,7 +34,7 @@ class PlanOptions:
 
 def check_options(
     objective: str = "time",
-    devices: int | Sequence[int] = 1,
+    devices: int | Iterable[int] = 1,
     price_per_hour: float | None = None,
     allreduce_gbps: float | None = None,
     deadline_seconds: float | None = None,
@@ -96,12 +97,17 @@ def _check_objective(objective: str) -> None:
         )
 
 
-def _device_counts(devices: int | Sequence[int]) -> tuple[int, ...]:
-    counts = tuple(devices) if isinstance(devices, Sequence) else (devices,)
+def _device_counts(devices: int | Iterable[int]) -> tuple[int, ...]:
+    counts = list(devices) if isinstance(devices, Iterable) else [devices]
     if not counts:
         raise CannotPlan("`devices` must name at least one count, got none. One device is 1.")
+    if not all(isinstance(c, Real) and math.isfinite(c) and c == int(c) for c in counts):
+        raise CannotPlan(
+            f"`devices` must be a whole number or several, got {devices!r}. "
+            "Write 4, or [1, 2, 4, 8] for counts to choose from."
+        )
     for count in counts:
-        if isinstance(count, bool) or count != int(count) or count < 1:
+        if isinstance(count, bool) or count < 1:
             raise CannotPlan(
                 f"`devices` must be at least 1, got {count}. Count the devices you have."
             )
