@@ -78,6 +78,32 @@ def test_only_what_ran_is_returned_and_the_bound_holds(pieces, overhead, more, c
         assert found >= 0.8 * truth
 
 
+@given(PIECES, st.integers(1, 10**6), st.integers(2, 5))
+def test_nothing_is_predicted_below_the_floor(pieces, cap, floor):
+    def predict(size):
+        assert size >= floor  # a step with BatchNorm fails with one example
+        return peak_of(pieces)(size)
+
+    truth = true_largest(peak_of(pieces), BUDGET, cap)
+    assert largest_within(predict, cap, BUDGET, floor) == (truth if truth >= floor else 0)
+
+
+def test_a_search_asks_for_no_prediction_below_the_floor():
+    def predict(size):
+        assert size >= 2
+        return 10 * size
+
+    for overhead in (1.1, 2.0, 30.0):
+        profile = search_predicted(
+            predict,
+            lambda size, per=overhead: ProbeOutcome("ok", int(10 * per * size)),
+            cap=1000,
+            budget_bytes=1000,
+            floor=2,
+        )
+        assert profile.max_verified_batch_size >= 2
+
+
 def test_nothing_runs_where_one_example_cannot_fit():
     profile = search_predicted(lambda size: 500 * size, pytest.fail, cap=100, budget_bytes=499)
     assert profile.status is Status.NOTHING_FITS

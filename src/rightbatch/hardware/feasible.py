@@ -31,7 +31,7 @@ _MOST_FAILURES = 5  # in a row, with nothing verified
 Predict = Callable[[int], int]
 
 
-def largest_within(predict: Predict, cap: int, budget_bytes: int) -> int:
+def largest_within(predict: Predict, cap: int, budget_bytes: int, floor: int = 1) -> int:
     """Find the largest size whose predicted peak stays within a budget, or 0.
 
     Predictions are convex in the size, so the chord between a size that fits and one that does not
@@ -42,14 +42,15 @@ def largest_within(predict: Predict, cap: int, budget_bytes: int) -> int:
         predict: Peak bytes at a size; never falling.
         cap: The largest size to consider.
         budget_bytes: On the scale of the predictions.
+        floor: The smallest size that can be predicted; with BatchNorm a step needs two examples.
 
     Example:
         >>> largest_within(lambda size: max(50, 3 * size), 1000, 100)
         33
     """
-    if predict(1) > budget_bytes:
+    if cap < floor or predict(floor) > budget_bytes:
         return 0
-    low, high = 1, min(2, cap)
+    low, high = floor, min(2 * floor, cap)
     while predict(high) <= budget_bytes:
         if high >= cap:
             return cap
@@ -77,6 +78,7 @@ class _Search:
     cap: int
     budget_bytes: int
     points: list[MemoryPoint] = field(default_factory=list[MemoryPoint])
+    floor: int = 1
     spare: float = 0.0
     refused_bytes: int = 0
 
@@ -111,7 +113,7 @@ class _Search:
             return self._along(below, above[:1], aim)
         least = _LEAST_OVERHEAD * self.predict(floor)
         if not above or least >= aim:
-            return largest_within(self.predict, self.cap, int(aim / _OVERHEAD))
+            return largest_within(self.predict, self.cap, int(aim / _OVERHEAD), self.floor)
         # Real peaks are convex: below the chord from what the smallest size takes at least.
         size, peak = above[0]
         return floor + int((size - floor) * (aim - least) / (peak - least))
@@ -135,7 +137,8 @@ class _Search:
             if (other := self.predict(other_size)) != predicted:
                 slope = (other_peak - peak) / (other - predicted)
         slope = min(max(slope, _LEAST_SLOPE), _MOST_SLOPE)
-        return largest_within(self.predict, self.cap, int(predicted + (aim - peak) / slope))
+        usable = int(predicted + (aim - peak) / slope)
+        return largest_within(self.predict, self.cap, usable, self.floor)
 
 
 def search_predicted(
@@ -177,8 +180,10 @@ def search_predicted(
         >>> profile.max_verified_batch_size, profile.upper_bound  # of 1,000 at most
         (968, 1210)
     """
-    search = _Search(predict, cap, budget_bytes, spare=spare, refused_bytes=refused_bytes)
-    bound = largest_within(predict, cap, budget_bytes)
+    search = _Search(
+        predict, cap, budget_bytes, floor=floor, spare=spare, refused_bytes=refused_bytes
+    )
+    bound = largest_within(predict, cap, budget_bytes, floor)
     if bound < floor:
         return _nothing_fits(search, floor, ())
     search.cap = bound
