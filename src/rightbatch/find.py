@@ -31,6 +31,7 @@ SHARES = {
 }
 CACHED = ("memory", "throughput")  # the other parts depend on the weights
 _CHEAP = 1.25  # a micro-batch costs at most this factor more per example than the cheapest
+_ENDED_EARLY = (Status.OUT_OF_TIME, Status.LEAK)
 
 
 def find(
@@ -108,8 +109,7 @@ def find(
     if memory.status is Status.NOTHING_FITS:
         return run.findings
     # A search that ended early bounds nothing: then throughput watches the memory itself.
-    early = memory.status in (Status.OUT_OF_TIME, Status.LEAK)
-    cap = None if early else memory.max_verified_batch_size
+    cap = None if memory.status in _ENDED_EARLY else memory.max_verified_batch_size
     throughput = run.part("throughput", measure_throughput, max_batch_size=cap)
     micro = noise_micro_batch_size(task, throughput)
     run.part("noise", measure_noise, micro_batch_size=micro)
