@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,13 @@ from tests.zoo import WORKING, Specimen
 def task_of(dataset, **options) -> Task:
     model = nn.Linear(1, 1)
     return Task(model, torch.optim.SGD(model.parameters(), lr=0.1), dataset, max, **options)
+
+
+@dataclass
+class Row:
+    """An example of a class of its own."""
+
+    row: torch.Tensor
 
 
 class Reading(Dataset):
@@ -46,6 +55,14 @@ def test_a_pool_is_as_long_and_reads_little(examples, read):
 
 def test_large_examples_end_it():
     data = Reading(100, size=3 * 2**20)  # float64: 24 MiB each
+    assert len(with_pool(task_of(data)).source.dataset.examples) == 3
+
+
+@pytest.mark.parametrize(
+    "make", [lambda row: row.numpy(), Row, lambda row: {"row": row}], ids=["array", "class", "dict"]
+)
+def test_large_examples_end_it_whatever_holds_them(make):
+    data = [make(torch.zeros(4 * 2**20)) for _ in range(6)]  # float64: 32 MiB each
     assert len(with_pool(task_of(data)).source.dataset.examples) == 3
 
 

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -32,6 +34,58 @@ def test_the_longest_example_fills_the_batch():
 
 def test_examples_of_one_length_need_no_worst_case():
     assert find_longest(ragged([5] * 200)) is None
+
+
+@dataclass
+class Sentence:
+    """An example of a class of its own."""
+
+    tokens: torch.Tensor
+    label: int
+
+
+def made_of(examples, collate_fn) -> Task:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Task(model, optimizer, examples, max, collate_fn=collate_fn)
+
+
+def pad_each(pairs):
+    return tuple(pad_sequence(part, batch_first=True) for part in zip(*pairs, strict=True))
+
+
+def concatenate_each(pairs):
+    return tuple(torch.cat(part) for part in zip(*pairs, strict=True))
+
+
+def pair(source, target):
+    return torch.ones(source), torch.ones(target)
+
+
+def test_lengths_in_a_class_of_the_users_are_seen():
+    sentences = [Sentence(torch.ones(length), 1) for length in LENGTHS]
+    longest = find_longest(made_of(sentences, lambda many: [s.tokens for s in many]))
+    assert longest.elements == 901
+    assert [len(tokens) for tokens in longest(2)] == [900, 900]
+
+
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_the_longest_of_each_part_that_is_padded_fills_the_batch(size):
+    """By their sum (50, 60) are the longest, but sources are padded to 90, targets to 80."""
+    pairs = [pair(90, 5), pair(50, 60), pair(4, 80), pair(3, 3)] * 10
+    sources, targets = find_longest(made_of(pairs, pad_each))(size)
+    assert (sources.shape, targets.shape) == ((size, 90), (size, 80))
+
+
+def test_without_padding_the_longest_by_its_sum_fills_the_batch():
+    pairs = [pair(90, 5), pair(50, 60), pair(4, 80), pair(3, 3)] * 10
+    sources, targets = find_longest(made_of(pairs, concatenate_each))(4)
+    assert (len(sources), len(targets)) == (200, 240)
+
+
+def test_parts_that_differ_within_one_sum_are_seen():
+    longest = find_longest(made_of([pair(30, 70), pair(70, 30)] * 50, pad_each))
+    assert [tuple(part.shape) for part in longest(2)] == [(2, 70), (2, 70)]
 
 
 def test_looking_ends_with_the_time():

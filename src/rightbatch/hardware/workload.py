@@ -1,9 +1,11 @@
 """The work that is timed and weighed: real batches of a task, and steps that move nothing."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -97,7 +99,7 @@ def held_bytes(task: Task) -> int:
 
 
 def bytes_in(batch: Any) -> int:
-    """Count the bytes of a batch's tensors.
+    """Count the bytes of the tensors and arrays of a batch, or of an example.
 
     Example:
         >>> bytes_in({"image": torch.zeros(3, 8, dtype=torch.uint8), "name": ["a", "b", "c"]})
@@ -105,8 +107,12 @@ def bytes_in(batch: Any) -> int:
     """
     if isinstance(batch, Tensor):
         return batch.numel() * batch.element_size()
+    if isinstance(batch, np.ndarray):
+        return batch.nbytes
     if isinstance(batch, Mapping):
         batch = list(batch.values())
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        batch = [getattr(batch, part.name) for part in dataclasses.fields(batch)]
     if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
         return sum(bytes_in(part) for part in batch)
     return 0
