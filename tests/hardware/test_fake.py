@@ -1,6 +1,7 @@
 """Predicted peaks. Oracle: the same bytes counted while real steps run."""
 
 import gc
+import random
 from contextlib import suppress
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
+from rightbatch.hardware import measure_memory
 from rightbatch.hardware.fake import CannotPredict, fakes_of
 from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.hardware.workload import host_batches, take_step
@@ -210,6 +212,39 @@ def test_what_depends_on_values_cannot_be_predicted() -> None:
         pytest.raises(CannotPredict, match="without numbers to predict its memory"),
     ):
         fakes.peak_bytes(4)
+
+
+@pytest.mark.parametrize("follows", ["chance", "examples"])
+def test_batches_whose_width_varies_cannot_be_predicted(follows: str) -> None:
+    """Two and three examples of another width look as if examples added to the width."""
+
+    def collate(examples: list[Tensor]) -> Tensor:
+        by_content = 24 + 8 * (int(examples[0].sum()) % 3)
+        width = random.choice((24, 32, 40)) if follows == "chance" else by_content
+        return torch.stack(examples)[:, None].expand(-1, width)
+
+    random.seed(0)
+    model = nn.Linear(1, 1)
+    task = Task(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1),
+        torch.arange(64.0),
+        lambda model, batch: model(batch[..., None]).mean(),
+        collate_fn=collate,
+    )
+    profile = measure_memory(task, budget_bytes=2**28, time_budget_seconds=60)
+    assert {point.source for point in profile.points} == {"real"}
+    assert any("must have one shape, got [(2, " in note for note in profile.notes)
+
+
+def test_a_model_with_batch_norm_is_predicted() -> None:
+    model = nn.Sequential(nn.Linear(20, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    data = [(torch.randn(20), torch.tensor(i % 3)) for i in range(64)]
+    loss = supervised(nn.functional.cross_entropy)
+    task = Task(model, torch.optim.SGD(model.parameters(), lr=0.1), data, loss)
+    profile = measure_memory(task, budget_bytes=2**28)
+    assert profile.notes == ()
+    assert {point.source for point in profile.points} == {"fake", "real"}
 
 
 def test_an_average_of_the_model_kept_beside_it_is_untouched() -> None:

@@ -23,12 +23,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from rightbatch.errors import RightBatchError
 from rightbatch.hardware.leftovers import no_fakes_left
 from rightbatch.hardware.live_bytes import LiveBytes
-from rightbatch.hardware.templates import SIZES, resized
+from rightbatch.hardware.templates import SIZES, check_alike, resized
 from rightbatch.hardware.workload import take_step
 from rightbatch.task import Task
 from rightbatch.task.data import to_device
 
 _CUDA_GRANULE = 512  # bytes; what the caching allocator rounds up to
+_DRAWS = 8  # of three widths at random, all are alike once in 6,561 times
 _STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 
 
@@ -114,14 +115,16 @@ def fakes_of(
 
     Args:
         task: Left bit for bit as it was; see `no_fakes_left` for what its code keeps elsewhere.
-        batch_of: Makes a real batch of so many examples on the host.
+        batch_of: Makes a real batch of so many examples on the host, another one at every call.
+            Batches of one size must not differ in shape.
         accumulation_steps: Micro-batches per optimizer step.
 
     Yields:
         Predicts peaks.
 
     Raises:
-        CannotPredict: If a parameter has no fake, or the data has no batch dimension.
+        CannotPredict: If a parameter has no fake, the data has no batch dimension, or shapes differ
+            from draw to draw.
 
     Example:
         A weight of 1,000 floats, its gradient, inputs of 1,000 floats per example: with 3 examples
@@ -135,10 +138,16 @@ def fakes_of(
         >>> 100 * 4000 <= large - small < 100 * 4100
         True
     """
-    templates = tuple(batch_of(size) for size in SIZES)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     roots = (task._loss, task._weight, *task.model.modules(), *task.parameters)
     with task.preserved(weights=False), no_fakes_left(roots):
+        templates = tuple(batch_of(size) for size in SIZES)
+        draws = [batch_of(SIZES[0]) for _ in range(_DRAWS)]
+        try:
+            check_alike([templates[0], *draws])
+        except ValueError as error:
+            raise CannotPredict(f"{error}. Real steps are tried instead.") from error
+        del draws
         try:
             held, undo = _swap(task, mode)
         except Exception as error:

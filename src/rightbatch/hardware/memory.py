@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import cache
+from itertools import count
 from typing import Any, final
 
 import torch
@@ -294,11 +295,12 @@ class _Hunt:
 
     def _fakes(self) -> AbstractContextManager[FakeSteps]:
         task = self._task
+        seeds = count(self._seed)  # other examples at every draw: shapes may depend on them
 
         def batch_of(size: int) -> Any:
             if self._worst_case is not None:
                 return self._worst_case(size)
-            return next(host_batches(task, size, seed=self._seed))
+            return next(host_batches(task, size, seed=next(seeds)))
 
         with task.preserved(weights=False):
             batch = batch_of(2)

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,28 @@ def _resized(two: Any, three: Any, size: int) -> Any:
     if isinstance(two, list | tuple) and len(two) != len(three):
         return type(two)(_resized(two[0], two[0], size) for _ in range(size))
     return _rebuilt(two, lambda key, part: _resized(part, _part(three, key), size))
+
+
+def check_alike(batches: Sequence[Any]) -> None:
+    """Refuse batches of one size whose shapes differ from draw to draw.
+
+    What differs between a batch of 2 and one of 3 would then not be what an example adds.
+
+    Args:
+        batches: Drawn independently, all of one size.
+
+    Raises:
+        ValueError: If two of them differ.
+
+    Example:
+        >>> check_alike([torch.zeros(2, 24), torch.zeros(2, 24)])
+    """
+    first, *others = ([tuple(tensor.shape) for tensor in tensors_in(batch)] for batch in batches)
+    for other in others:
+        if other != first:
+            raise ValueError(
+                f"batches of one size must have one shape, got {first[:5]} and then {other[:5]}"
+            )
 
 
 def own_copy(thing: Any) -> Any:
