@@ -296,3 +296,14 @@ def test_any_memory_whatever_ends_the_search_with_an_executed_size(
     profile = searched(probe, cap, first, 800)
     assert profile.max_verified_batch_size == max(executed_ok(profile), default=0)
     assert len(calls) < 400
+
+
+@pytest.mark.parametrize(("leaks_above", "tried"), [(0, [8]), (10, [8, 32])])
+def test_a_leak_ends_it(leaks_above: int, tried: list[int]) -> None:
+    def probe(size: int) -> ProbeOutcome:
+        return ProbeOutcome("leak" if size > leaks_above else "ok", 10 * size)
+
+    profile = search(probe, cap=1000, first=8, budget_bytes=5000)
+    assert [p.batch_size for p in profile.points] == tried
+    assert profile.status is Status.LEAK
+    assert profile.max_verified_batch_size == (8 if leaks_above else 0)

@@ -66,7 +66,8 @@ def search(
     Returns:
         The largest size that was executed within the budget, with all tries. ``upper_bound``
         holds on a convex curve. The status is ``OK`` within 2 % of the bound (10 % when at
-        least 95 % of the budget is used), ``CAPPED`` when the cap itself ran.
+        least 95 % of the budget is used), ``CAPPED`` when the cap itself ran, and ``LEAK`` after
+        a try that leaked: it is the last.
 
     Example:
         >>> def probe(size: int) -> ProbeOutcome:
@@ -98,7 +99,10 @@ def search(
         verified = _largest_ok(points).batch_size
         while size > verified and not may_start(size):
             size = size // 2
-        if size <= verified or run(size).outcome in _TOO_SLOW:
+        outcome = run(size).outcome if size > verified else "slow"
+        if outcome == "leak":
+            status = Status.LEAK
+        elif outcome in _TOO_SLOW:
             status = Status.OUT_OF_TIME
     return MemoryProfile(
         max_verified_batch_size=max((p.batch_size for p in points if p.outcome == "ok"), default=0),
@@ -115,6 +119,8 @@ def _descend(
     """Halve until a size fits; return why the search ends here, or ``None`` to go on."""
     was_slow = False
     while (point := run(size)).outcome != "ok":
+        if point.outcome == "leak":
+            return Status.LEAK
         was_slow = was_slow or point.outcome in _TOO_SLOW
         if size <= floor:
             return Status.OUT_OF_TIME if was_slow else Status.NOTHING_FITS
