@@ -234,13 +234,14 @@ def test_plans_are_dominated_by_nothing_listed() -> None:
     assert chosen.relative_time <= 1.3
 
 
-def test_a_memory_search_without_time_does_not_cap_what_was_timed() -> None:
+@pytest.mark.parametrize("status", [Status.OUT_OF_TIME, Status.LEAK])
+def test_a_memory_search_that_ended_early_does_not_cap_what_was_timed(status: Status) -> None:
     unfinished = MemoryProfile(
         max_verified_batch_size=8,
         upper_bound=None,
         budget_bytes=10,
         points=(),
-        status=Status.OUT_OF_TIME,
+        status=status,
     )
     made = plan(throughput(), critical(5000.0), unfinished)
     assert made.micro_batch_size > 8
