@@ -256,6 +256,7 @@ def test_another_process_gives_the_same_name():
         subprocess.run(
             [sys.executable, "-c", text],
             env={**os.environ, "PYTHONHASHSEED": salt},
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             check=True,

@@ -22,6 +22,12 @@ def defaulting_to(value):
     return lambda x=value: x
 
 
+def with_setting(value):
+    function = closing_over(0)
+    function.__dict__["setting"] = value
+    return function
+
+
 def of_class(value):
     return type("Made", (), {"setting": value, "forward": closing_over(value)})
 
@@ -47,6 +53,7 @@ def scheduled(size):
         (closing_over, torch.zeros(2), torch.zeros(3)),
         (closing_over, torch.float16, torch.bfloat16),
         (defaulting_to, 1, 2),
+        (with_setting, 1, 2),
         (of_class, 1, 2),
         (re.compile, "a", "b"),
         (Path, "a", "b"),
