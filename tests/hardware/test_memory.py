@@ -191,6 +191,20 @@ def test_sizes_over_the_budget_are_not_feasible(budget_mib: int) -> None:
     assert max(point.peak_bytes or 0 for point in profile.points) <= 2 * profile.budget_bytes
 
 
+@pytest.mark.parametrize("budget_mib", [64, 999_999 * MIB])
+def test_a_limit_beyond_what_is_free_is_lowered_and_told(
+    monkeypatch: pytest.MonkeyPatch, budget_mib: int
+) -> None:
+    """999,999 TiB would let the tries take this process down: 100 MiB are free, 4 bytes held."""
+    monkeypatch.setattr("rightbatch.hardware.memory.device_budget_bytes", lambda device: 100 * MIB)
+    task = hungry(0.01)
+    held = sum(p.nbytes for p in task.parameters)
+    profile = measure_memory(task, budget_bytes=budget_mib * MIB)
+    assert profile.budget_bytes == min(budget_mib * MIB, 100 * MIB + held)
+    lowered = [note for note in profile.notes if "a safe share of what is free" in note]
+    assert len(lowered) == (budget_mib > 100)
+
+
 class SteadyMeter:
     """Always the same peak, where the real one would vary with the allocator's mood."""
 

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from rightbatch._comm import Comm, default_comm
+from rightbatch._format import format_bytes
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.hardware.agreement import Agreed, largest, least, on_all_or_none
 from rightbatch.hardware.budget import device_budget_bytes
@@ -78,7 +79,8 @@ def measure_memory(
         task: What is trained; left as it was.
         budget_bytes: Bytes for all that training holds on the task's device: weights, gradients,
             optimizer state, activations, batches. A smaller one emulates a smaller device. By
-            default what is held now and a safe share of what is free: see `cpu_budget_bytes`.
+            default, and at most, what is held now and a safe share of what is free: see
+            `cpu_budget_bytes`. ``notes`` say where a limit was lowered to that.
         isolate: Whether to try sizes in processes of their own. A task that cannot be pickled is
             tried here, and ``notes`` say so.
         accumulation_steps: Micro-batches per optimizer step; the size is that of one of them.
@@ -122,12 +124,14 @@ def measure_memory(
     comm = default_comm() if comm is None else comm
     task, buckets = _without_ranks(task)
     held = held_bytes(task) + buckets
-    free = device_budget_bytes(task.device) + held if budget_bytes is None else budget_bytes
+    safe = device_budget_bytes(task.device) + held
+    wanted = safe if budget_bytes is None else budget_bytes
     hunt = _Hunt(
         task=task,
         held=held,
         buckets=buckets,
-        budget=least(comm, free),
+        budget=least(comm, min(wanted, safe)),
+        notes=_lowered(wanted, safe),
         accumulation_steps=accumulation_steps,
         seed=seed,
         deadline=deadline,
@@ -135,6 +139,16 @@ def measure_memory(
         comm=comm,
     )
     return hunt.apart() if isolate else hunt.here(())
+
+
+def _lowered(wanted: int, safe: int) -> list[str]:
+    """Say that a limit is larger than the machine, where nothing else would stop the tries."""
+    if wanted <= safe:
+        return []
+    return [
+        f"The limit is {format_bytes(safe)}, a safe share of what is free, and not "
+        f"{format_bytes(wanted)}: more could end this process or others."
+    ]
 
 
 def _without_ranks(task: Task) -> tuple[Task, int]:
@@ -165,6 +179,7 @@ class _Hunt:
         deadline: Deadline,
         progress: Progress,
         comm: Comm,
+        notes: list[str],
     ) -> None:
         self._task, self._held, self._budget = task, held, budget
         self._buckets = buckets
@@ -182,7 +197,7 @@ class _Hunt:
         safe = device_budget_bytes(task.device) + held
         self._loose = least(comm, min(int(_LOOSE * budget), safe))
         self._units = 1.0
-        self._notes: list[str] = []
+        self._notes = notes
         self._worst_case = on_all_or_none(comm, self._find_worst_case, "read the data set")
 
     def apart(self) -> MemoryProfile:
