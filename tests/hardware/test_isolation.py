@@ -1,6 +1,5 @@
 """Tries in processes of their own. Every failure is made for real there, and harms nothing here."""
 
-import io
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from rightbatch import hardware
 from rightbatch.errors import TaskError
 from rightbatch.hardware.child import Answer
-from rightbatch.hardware.isolation import CannotIsolate, Isolated, Pickling
+from rightbatch.hardware.isolation import CannotIsolate, Isolated
 from rightbatch.results import Status
 from rightbatch.task import Task
 from rightbatch.tasks import load_task
@@ -357,61 +356,3 @@ def test_a_file_outside_the_project_is_sent_too(tmp_path):
     profile = hardware.measure_memory(load_task(f"{path}:task"))
     assert profile.max_verified_batch_size == 90
     assert not any("Tried in this process" in note for note in profile.notes)
-
-
-class Counting(torch.optim.SGD):
-    """Remembers more than PyTorch's optimizers pickle."""
-
-    def __init__(self, params):
-        super().__init__(params, lr=0.1)
-        self.steps_done = 0
-
-    def step(self, closure=None):
-        self.steps_done += 1
-        return super().step(closure)
-
-
-def sgd_that_counts() -> Task:
-    model = nn.Linear(1, 1)
-    data = torch.zeros(64, 1)
-    return Task(model, Counting(model.parameters()), data, lambda m, x: m(x).mean())
-
-
-@linux
-def test_an_optimizers_own_attributes_and_hooks_are_sent_and_a_schedulers_wrapper_is_not():
-    """The hook keeps 40 MiB, once, as an average of the model would that it makes."""
-    task = sgd_that_counts()
-    torch.optim.lr_scheduler.StepLR(task.optimizer, 10)
-    assert "step" in vars(task.optimizer)  # it refers to the optimizer weakly: not to be pickled
-
-    def keep(optimizer, args, kwargs):
-        assert optimizer.steps_done > 0
-        task.model.average = torch.ones(10 * MIB)
-
-    task.optimizer.register_step_post_hook(keep)
-    with Isolated(task) as isolated:
-        answer = isolated.try_size(4, budget_bytes=400 * MIB)
-    assert answer.outcome == "ok"
-    assert answer.peak_bytes > 40 * MIB
-
-
-def test_a_hook_that_cannot_be_sent_is_not_left_out(tmp_path):
-    task = sgd_that_counts()
-    with open(tmp_path / "log", "w") as handle:
-        task.optimizer.register_step_post_hook(lambda *_: handle.write("step"))
-        with pytest.raises(CannotIsolate, match="picklable"):
-            Isolated(task)
-
-
-def test_a_pickled_form_of_an_optimizers_own_stays():
-    class Terse(Counting):
-        def __getstate__(self):
-            return super().__getstate__() | {"steps_done": 7, "terse": True}
-
-    model = nn.Linear(1, 1)
-    model.optimizer = Terse(model.parameters())
-    buffer = io.BytesIO()
-    torch.save(model, buffer, pickle_module=Pickling)
-    buffer.seek(0)
-    sent = torch.load(buffer, weights_only=False).optimizer
-    assert (sent.steps_done, sent.terse) == (7, True)
