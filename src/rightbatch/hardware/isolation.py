@@ -40,7 +40,7 @@ _MOST_SECONDS = 3600.0  # for a few steps, where no time was given: then it hang
 _STDERR_BYTES = 4000
 _MOST_STEPS = 12
 _LONG_STEPS = 50  # a heap is cut up further for as long: where they are quick, take them all
-_PATIENCE_SECONDS, _PATIENCE_SHARE = 10.0, 0.1  # of the time there is
+_PATIENCE_SECONDS, _PATIENCE_SHARE = 20.0, 0.1  # of the time there is
 
 
 class CannotIsolate(TaskError):
