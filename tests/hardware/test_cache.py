@@ -309,9 +309,10 @@ def test_fresh_takes_nothing_and_keeps_what_is_measured(tmp_path):
     assert old.get("memory", task) == PROFILE
 
 
-def test_what_time_cut_short_is_not_kept(cache):
+@pytest.mark.parametrize("status", [Status.OUT_OF_TIME, Status.LEAK])
+def test_what_did_not_come_to_its_end_is_not_kept(cache, status):
     task = perceptron()
-    cache.put("memory", MemoryProfile(**{**vars_of(PROFILE), "status": Status.OUT_OF_TIME}), task)
+    cache.put("memory", MemoryProfile(**{**vars_of(PROFILE), "status": status}), task)
     assert cache.get("memory", task) is None
 
 

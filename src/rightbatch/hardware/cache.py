@@ -117,8 +117,8 @@ class MeasurementCache:
         return found
 
     def put(self, name: str, result: Any, task: Task, **flags: Any) -> None:
-        """Keep a measurement that time did not cut short; where that fails, say so and go on."""
-        if result.status is Status.OUT_OF_TIME:
+        """Keep a measurement that came to its end; where keeping fails, say so and go on."""
+        if result.status in (Status.OUT_OF_TIME, Status.LEAK):
             return
         results = Results(
             task=task.facts(),
