@@ -155,17 +155,17 @@ def format_learning_rate(value: float | None, digits: int = 3) -> str:
     return format_number(rounded, digits).replace(",", "")
 
 
-def format_setting(value: float) -> str:
+def format_setting(value: float | None) -> str:
     """Write a setting of an optimizer with digits enough to see a beta move.
 
     Args:
-        value: A rate, a decay of an average, a small constant.
+        value: A rate, a decay of an average, a small constant; ``None`` for not known.
 
     Example:
         >>> [format_setting(s) for s in (0.9, 0.9999, 0.99999, 0.9999999, 1e-8)]
         ['0.9', '0.9999', '0.99999', '1e-07 below 1', '1e-8']
     """
-    if 0.9 < value < 1:
+    if value is not None and 0.9 < value < 1:
         return f"{1 - value:.3g} below 1" if value > 0.999999 else f"{value:.6g}"
     return format_number(value, 4)
 

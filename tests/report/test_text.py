@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rightbatch.report import render_text
-from rightbatch.results import Current, Status
+from rightbatch.results import Current, MemoryPoint, Status
 from tests.report import samples
 from tests.report.golden import assert_golden
 
@@ -150,3 +150,16 @@ def test_code_in_the_text_is_python(name):
     code = text.partition("\nIn code\n")[2].partition("\n\n")[0]
     ast.parse(textwrap.dedent(code))
     assert bool(code) == (samples.ALL[name].plan is not None)
+
+
+def test_a_limit_above_the_tensors_and_below_what_steps_need_is_not_called_enough():
+    memory = replace(
+        samples.NOTHING_FITS.memory,
+        budget_bytes=2**20,
+        points=(
+            MemoryPoint(batch_size=1, peak_bytes=400 * 2**10, source="fake", outcome="ok"),
+            MemoryPoint(batch_size=1, peak_bytes=None, source="real", outcome="oom"),
+        ),
+    )
+    text = render_text(replace(samples.NOTHING_FITS, memory=memory))
+    assert "needs more than the limit of 1 MiB at batch 1: its tensors alone take 400 KiB" in text

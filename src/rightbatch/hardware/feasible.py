@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from rightbatch.hardware.search import Probe, memory_bound
+from rightbatch.hardware.search import Probe
 from rightbatch.results import MemoryPoint, MemoryProfile, Status
 
 _OVERHEAD = 1.35  # real over predicted, until the first real peak says otherwise
@@ -191,13 +191,13 @@ def search_predicted(
     fitting = search.verified()
     if fitting is None and status not in (Status.OUT_OF_TIME, Status.LEAK):
         return _nothing_fits(search, floor, search.points)
-    bounds = [b for b in (bound, memory_bound(search.points, budget_bytes)) if b is not None]
     size = fitting.batch_size if fitting else 0
     if size >= cap:
         status = Status.CAPPED
     return MemoryProfile(
         max_verified_batch_size=size,
-        upper_bound=None if bound >= cap and min(bounds) >= cap else min(bounds),
+        # Tries that failed bound nothing for certain: a larger size may take less heap.
+        upper_bound=None if bound >= cap and search.failed() is None else bound,
         budget_bytes=budget_bytes,
         points=_with_predictions(search, bound, cap),
         status=status,

@@ -235,6 +235,11 @@ def nothing_fits_in(memory: MemoryProfile | None) -> str:
     known = [p.peak_bytes for p in memory.points if p.batch_size == smallest and p.peak_bytes]
     if not known:
         return f"batch size {smallest} does not fit, limit {limit}"
+    if max(known) <= memory.budget_bytes:
+        return (
+            f"needs more than the limit of {limit} at batch {smallest}: its tensors alone take "
+            f"{format_bytes(max(known))}, the rest is what steps need besides"
+        )
     return f"needs about {format_bytes(max(known))} at batch {smallest}, limit {limit}"
 
 
