@@ -170,3 +170,33 @@ def test_every_rank_of_a_wrapped_model_gets_the_same_answer():
     budget, size, held, copy = first
     assert (budget, size) == (100 * 2**20, 3000)
     assert held == 2 * copy  # the weights, and the gradients that the wrapper keeps
+
+
+def crowded_on(ranks, rank):
+    """Measure where some ranks have no room for a second copy of the task, as a try tells."""
+
+    def try_size(self, size, *, budget_bytes, **options):
+        if rank in ranks:
+            raise CannotIsolate("no room for a second one")
+        return Answer(outcome="ok", peak_bytes=1000)
+
+    memory.Isolated.try_size = try_size  # pyright: ignore
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    task = Task(model, optimizer, torch.ones(40, 3), lambda model, x: model(x).mean())
+    profile = hardware.measure_memory(task, budget_bytes=2**30)
+    return [profile.max_verified_batch_size, any("in this process" in n for n in profile.notes)]
+
+
+def crowded_on_the_second(rank):
+    return crowded_on([1], rank)
+
+
+def test_without_room_for_a_second_copy_sizes_are_tried_in_this_process(monkeypatch):
+    monkeypatch.setattr(memory.Isolated, "try_size", memory.Isolated.try_size)  # put back after
+    assert crowded_on([0], 0) == [40, True]
+
+
+@pytest.mark.slow
+def test_without_room_for_a_second_copy_on_one_rank_all_try_in_their_own_process():
+    assert on_two_ranks(crowded_on_the_second) == [[40, True]] * 2

@@ -13,6 +13,7 @@ import torch
 
 from rightbatch._comm import Comm
 from rightbatch.errors import RightBatchError, TaskError
+from rightbatch.hardware.isolation import CannotIsolate
 from rightbatch.hardware.search import Probe, ProbeOutcome
 
 _OUTCOMES = ("ok", "slow", "leak", "hang", "thrash", "limit", "oom", "killed")  # the worst last
@@ -28,6 +29,7 @@ class Agreed:
         probe: What a rank does for itself.
 
     Raises:
+        CannotIsolate: On every rank, if there is no room for a process of its own on one.
         TaskError: On every other rank, if the task's own code fails on one.
     """
 
@@ -39,7 +41,10 @@ class Agreed:
         if self._comm.world_size == 1:
             return self._probe(size)
         own = on_all_or_none(
-            self._comm, lambda: self._probe(size), f"take a step at batch size {size}"
+            self._comm,
+            lambda: self._probe(size),
+            f"take a step at batch size {size}",
+            kind=CannotIsolate,
         )
         codes = gathered(self._comm, _OUTCOMES.index(own.outcome))
         peaks = gathered(self._comm, -1 if own.peak_bytes is None else own.peak_bytes)

@@ -123,7 +123,7 @@ class Isolated:
             loose_bytes: Where the budget does not suffice, a few steps follow under this limit,
                 only to learn the peak. By default none do.
             steps: Optimizer steps at least; on a CPU more, up to 12, while the peak still grows,
-                and up to 50 within ten seconds.
+                and up to 50 within twenty seconds or a tenth of ``seconds``.
             seconds: To be spent on the steps; afterwards the process is killed. By default it is
                 killed after an hour.
 

@@ -210,10 +210,9 @@ class _Hunt:
                     "send the task to a process of its own",
                     kind=CannotIsolate,
                 )
-            except CannotIsolate as error:
-                reason = f"Tried in this process, not in one of its own: {error}"
-            else:
                 return self._finished(self._apart(self._probe_of(isolated)))
+            except CannotIsolate as error:  # at the first try, where there is no room for a second
+                reason = f"Tried in this process, not in one of its own: {error}"
         return self.here((reason,))
 
     def _isolated(self) -> Isolated:
