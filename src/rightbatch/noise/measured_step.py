@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rightbatch._comm import Comm
 from rightbatch.noise.estimators import two_sizes
 from rightbatch.noise.local_gradients import hooked_gradients
+from rightbatch.noise.precision import on_host
 from rightbatch.noise.small_gradients import MicroBatch, Reported, Source
 from rightbatch.noise.squares import Squares, inner_products
 
@@ -75,13 +76,11 @@ def solve(
         sum(m.examples for m in micro_batches),
         examples_seen,
     ]
-    mine = torch.cat(
-        [
-            torch.tensor(scalars, dtype=torch.float64, device=squares.device),
-            squares.flatten(),
-            (accumulated if sharded else accumulated / ranks).flatten(),
-        ]
-    )
+    big_part = accumulated if sharded else accumulated / ranks
+    found = torch.cat([squares.flatten(), big_part.flatten()])
+    if found.dtype != torch.float64:  # what was seen would soon be too many for float32 to count
+        found = torch.from_numpy(on_host(found))
+    mine = torch.cat([found.new_tensor(scalars), found])
     # The only place where the host waits for the device.
     total = comm.sum(mine).cpu().numpy()
     if not np.isfinite(total).all():

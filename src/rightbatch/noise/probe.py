@@ -26,6 +26,7 @@ from rightbatch.noise.couplings import check_coupling
 from rightbatch.noise.estimators import NoiseEstimate
 from rightbatch.noise.geometry import fitting_geometry, preconditioners
 from rightbatch.noise.local_gradients import hooked_gradients
+from rightbatch.noise.precision import on_host
 from rightbatch.noise.record import Floats, Record, by_geometry, interval_status
 from rightbatch.noise.signs import Signs
 from rightbatch.noise.squares import Squares, named_parameters
@@ -231,8 +232,8 @@ class _Taking:
         self._squares.clear()
         self._signs.begin(scale)
         (loss * scale).backward()
-        squares = self._squares.squares.cpu().numpy() / scale**2
-        inner = self._squares.inner.cpu().numpy() / scale
+        squares = on_host(self._squares.squares) / scale**2
+        inner = on_host(self._squares.inner) / scale
         if record.weights:
             inner *= record.weights[0] / sum(record.weights)  # of the sum before: its mean
         if not (np.isfinite(squares).all() and np.isfinite(inner).all()):
@@ -258,7 +259,7 @@ class _Taking:
             )
         total = sum(record.weights) / record.weights[0]
         with torch.no_grad():
-            mean_squares = self._squares.of_accumulated().cpu().numpy() / total**2
+            mean_squares = on_host(self._squares.of_accumulated()) / total**2
             signs = self._signs.noise(
                 record.weights[0] / record.units_per_example,
                 fits=fitting_geometry(task.optimizer) == "sign",

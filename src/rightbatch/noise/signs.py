@@ -16,6 +16,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from rightbatch.noise.precision import sum_dtype
 from rightbatch.results import GeometryNoise, Status
 
 _COORDINATES = 1 << 14  # of each tensor; their sums then err by less than 1 %
@@ -33,7 +34,8 @@ class Signs:
         self._parameters = list(parameters)
         self._steps = [max(1, p.numel() // _COORDINATES) for p in parameters]
         self._squares: list[Tensor | None] = [None] * len(self._parameters)  # sum_k w_k g_k^2
-        self._agreement = torch.zeros((), dtype=torch.float64, device=parameters[0].device)
+        device = parameters[0].device
+        self._agreement = torch.zeros((), dtype=sum_dtype(device), device=device)
         self._weight = self._before = self._pairs = 0.0  # w_k, W_k = sum_{j<k} w_j, sum w_k W_k
         self._count = 0
 

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from rightbatch.errors import TaskError
 from rightbatch.noise.local_gradients import hooked_gradients
 from rightbatch.noise.per_example import example_squares
+from rightbatch.noise.precision import widened
 from rightbatch.noise.squares import Squares
 from rightbatch.task.data import first_examples
 from rightbatch.task.world import preserved
@@ -155,8 +156,9 @@ class SingleExamples:
         units = reported.units_of_first(self._examples)
         contributions = self._watched.squares()  # [metrics, examples, parameters]
         scale = reported.units / reported.factor
-        each = torch.tensor([scale**2 / u for u in units], dtype=torch.float64)
-        weighted = (contributions.double() * each.to(contributions.device)[:, None]).sum(1).T
+        wide = widened(contributions)
+        each = wide.new_tensor([scale**2 / u for u in units])
+        weighted = (wide * each[:, None]).sum(1).T
         weighted[self.uncovered] = 0.0
         return self._weighed(reported, units, weighted)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rightbatch._comm import local_part
 from rightbatch.errors import TaskError
 from rightbatch.noise.geometry import EUCLIDEAN, PRECONDITIONED, Preconditioner
+from rightbatch.noise.precision import sum_dtype, widened
 
 _CHUNK = 1 << 17  # elements weighted or upcast at a time, so that no gradient-sized copy exists
 
@@ -22,7 +23,7 @@ def inner_products(left: Tensor, right: Tensor, metric: Preconditioner | None = 
         metric: Where given, the metrics are `PRECONDITIONED`, else only the Euclidean one.
 
     Returns:
-        float64, shape [1] or [3], on the gradients' device.
+        Shape [1] or [3], on the gradients' device, in its `sum_dtype`.
 
     Example:
         >>> g = torch.tensor([1.0, 2.0])
@@ -39,8 +40,8 @@ def inner_products(left: Tensor, right: Tensor, metric: Preconditioner | None = 
     if metric is not None:
         return _weighted(left, right, metric, order)
     if left.dtype in (torch.float32, torch.float64):
-        return torch.dot(left, right).double()[None]
-    total = torch.zeros(1, dtype=torch.float64, device=left.device)
+        return widened(torch.dot(left, right))[None]
+    total = torch.zeros(1, dtype=sum_dtype(left.device), device=left.device)
     for start in range(0, left.numel(), _CHUNK):
         part = slice(start, start + _CHUNK)
         total += torch.dot(left[part].float(), right[part].float())
@@ -50,7 +51,7 @@ def inner_products(left: Tensor, right: Tensor, metric: Preconditioner | None = 
 def _weighted(left: Tensor, right: Tensor, metric: Preconditioner, order: list[int]) -> Tensor:
     moments = local_part(metric.second_moment).permute(order).flatten()
     means = None if metric.mean is None else local_part(metric.mean).permute(order).flatten()
-    total = torch.zeros(len(PRECONDITIONED), dtype=torch.float64, device=left.device)
+    total = torch.zeros(len(PRECONDITIONED), dtype=sum_dtype(left.device), device=left.device)
     for start in range(0, left.numel(), _CHUNK):
         part = slice(start, start + _CHUNK)
         weight = metric.of(_wide(moments[part]), None if means is None else _wide(means[part]))
@@ -84,8 +85,9 @@ class Squares:
     def clear(self) -> None:
         """Forget the last backward pass."""
         shape = (len(self.parameters), len(self.names))
-        self.squares = torch.zeros(shape, dtype=torch.float64, device=self._device)
-        self.inner = torch.zeros(len(self.names), dtype=torch.float64, device=self._device)
+        dtype = sum_dtype(self._device)
+        self.squares = torch.zeros(shape, dtype=dtype, device=self._device)
+        self.inner = torch.zeros(len(self.names), dtype=dtype, device=self._device)
         self._taken: set[int] = set()
 
     def take(self, index: int, gradient: Tensor, before: Tensor | None) -> None:
@@ -111,7 +113,7 @@ class Squares:
         """Square what is in ``.grad`` now: of sharded parameters, this rank's part.
 
         Returns:
-            Shape [parameters, metrics], float64.
+            Shape [parameters, metrics].
         """
         found = torch.zeros_like(self.squares)
         for index, parameter in enumerate(self.parameters):

@@ -22,6 +22,7 @@ from rightbatch.noise.per_example.layout import CONSTANT, FIRST, Layout, Layouts
 from rightbatch.noise.per_example.rules import Call, Made, NotUnderstood, Rule, Wanted, rule_of
 from rightbatch.noise.per_example.uses import Use, wide
 from rightbatch.noise.per_example.weights import Weights, tensors_in
+from rightbatch.noise.precision import sum_dtype, widened
 
 
 @final
@@ -195,7 +196,7 @@ class ExampleSquares:
         uses, self._uses[index] = self._uses[index], []
         if self._metrics is None:
             squares, self.paths[index] = combined_squares(uses, self._examples)
-            self._done[index] = squares.detach().double()[None]
+            self._done[index] = widened(squares.detach())[None]
         else:
             metric = self._metrics[index]
             self._done[index] = combined_inner_products(uses, self._examples, metric)
@@ -211,14 +212,14 @@ class ExampleSquares:
     def squares(self) -> Tensor:
         """Return ``|dL/dp|^2`` restricted to each example: [metrics, examples, parameters].
 
-        float64, of contributions to the loss that was differentiated, as they are. Columns of
+        Of contributions to the loss that was differentiated, as they are. Columns of
         parameters that are not understood are NaN; of those that got no gradient, zero.
         """
         self._settle()
         names = EUCLIDEAN if self._metrics is None else PRECONDITIONED
         shape = len(names), self._examples, len(self._parameters)
         device = self._parameters[0].device
-        result = torch.zeros(shape, dtype=torch.float64, device=device)
+        result = torch.zeros(shape, dtype=sum_dtype(device), device=device)
         for index, squares in self._done.items():
             result[..., index] = squares.to(device)
         result[..., self.uncovered()] = torch.nan

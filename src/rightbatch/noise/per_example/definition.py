@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rightbatch.errors import MixesExamples, TaskError
 from rightbatch.noise.per_example.uses import wide
 from rightbatch.noise.per_example.watch import example_squares
+from rightbatch.noise.precision import sum_dtype, widened
 from rightbatch.task import Task
 from rightbatch.task.data import examples_in
 from rightbatch.task.preflight import mixes_examples
@@ -33,7 +34,7 @@ def per_example_grad_sq(task: Task, batch: Any, *, examples: int | None = None) 
         examples: Only the first so many; all by default.
 
     Returns:
-        ``|g_i|^2``, shape [examples], float64.
+        ``|g_i|^2``, shape [examples], in the `sum_dtype` of the gradients' device.
 
     Raises:
         MixesExamples: If BatchNorm in train mode mixes the examples.
@@ -72,8 +73,8 @@ def per_example_grad_sq(task: Task, batch: Any, *, examples: int | None = None) 
     units, total = _units(task, batch, size)
     with task.preserved(weights=False), torch.enable_grad():
         squares, uncovered = _by_rules(task, batch, size, count)
-        scale = torch.tensor([(total / u) ** 2 for u in units[:count]], device=squares.device)
-        found = squares.sum(1) * scale.double()
+        scale = squares.new_tensor([(total / u) ** 2 for u in units[:count]])
+        found = squares.sum(1) * scale
         if uncovered:
             parts = [task.parameters[index] for index in uncovered]
             found = found + torch.stack(
@@ -113,8 +114,10 @@ def _by_definition(task: Task, alone: Any, parameters: Sequence[nn.Parameter]) -
         parameter.grad = None
     task.loss(alone)[0].backward()
     gradients = [wide(p.grad.detach()) for p in parameters if p.grad is not None]
-    squares = [torch.linalg.vector_norm(g.to_dense()).square().double() for g in gradients]
-    return torch.stack(squares).sum() if squares else torch.zeros((), dtype=torch.float64)
+    squares = [widened(torch.linalg.vector_norm(g.to_dense()).square()) for g in gradients]
+    device = parameters[0].device
+    none = torch.zeros((), dtype=sum_dtype(device), device=device)
+    return sum((square.to(device) for square in squares), none)
 
 
 def one_example(batch: Any, index: int) -> Any:
