@@ -1,7 +1,8 @@
 """Predict the peak memory of a training step of any size without memory, data or state.
 
     parameters, buffers, optimizer state   --swapped for fakes-->   full steps on a fake batch,
-    two small real batches                 --their shapes------->   while LiveBytes counts
+    what else the task's code refers to    --one fake each------>   while LiveBytes counts
+    two small real batches                 --their shapes------->
 
 A fake tensor has a shape, a type and a device, but no numbers. Two small batches of real data tell
 which dimensions grow with the batch. Afterwards everything real is back in its place, and nothing
@@ -15,16 +16,22 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from rightbatch.errors import RightBatchError
 from rightbatch.hardware.leftovers import no_fakes_left
 from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.hardware.templates import SIZES, check_alike, resized
-from rightbatch.hardware.workload import take_step
+from rightbatch.hardware.workload import (
+    data_tensors,
+    held_tensors,
+    take_step,
+    what_runs,
+    without_storages_of,
+)
 from rightbatch.task import Task
 from rightbatch.task.data import to_device
 
@@ -54,13 +61,18 @@ class FakeSteps:
         *,
         accumulation_steps: int,
         mode: FakeTensorMode,
-        held: Sequence[Tensor],
+        runs: Sequence[Any],
+        data: Sequence[Tensor],
     ) -> None:
         self._task, self._templates = task, templates
         self._accumulation_steps = accumulation_steps
-        self._mode, self._held = mode, held
+        self._mode, self._runs = mode, runs
+        self._code = (task._loss, task._weight, task.model)  # whose keeping a size makes itself
+        self._data = data
+        self._fakes: dict[int, tuple[Tensor, Tensor]] = {}  # with what is real, whose id it is
         self._guard = _ScalarGuard()
         self._peaks: dict[int, int] = {}
+        self._keeps = False
 
     @property
     def guarded(self) -> bool:
@@ -90,18 +102,40 @@ class FakeSteps:
 
     def _run(self, size: int) -> int:
         granule = 1 if self._task.device.type == "cpu" else _CUDA_GRANULE
-        states = [
-            leaf
-            for leaf in tree_leaves(dict(self._task.optimizer.state))
-            if isinstance(leaf, Tensor)
-        ]
-        with self._mode, LiveBytes([*self._held, *states], granularity=granule) as alive:
-            with self._guard.unless_asked_by(self._task.optimizer):
-                # The first step of all makes the optimizer's state.
-                for _ in range(1 if self._peaks else 2):
-                    take_step(self._task, lambda: self._batch(size), self._accumulation_steps)
-                self._task.optimizer.zero_grad(set_to_none=True)
-            return alive.peak_bytes
+        data = [self._fake(tensor) for tensor in self._data]
+        with no_fakes_left(self._code), self._mode:
+            held, kept = self._held(), self._kept()
+            with LiveBytes(held, uncounted=data, granularity=granule) as alive:
+                with self._guard.unless_asked_by(self._task.optimizer):
+                    # The first step of all makes the optimizer's state, and the first of each size
+                    # what the code keeps until the next.
+                    for _ in range(1 if self._peaks and not self._keeps else 2):
+                        take_step(self._task, lambda: self._batch(size), self._accumulation_steps)
+                        before, held = held, self._held()
+                        alive.let_go(without_storages_of(held, before))
+                        self._keeps = self._keeps or not self._kept() <= kept
+                    self._task.optimizer.zero_grad(set_to_none=True)
+                return alive.peak_bytes
+
+    def _held(self) -> list[Tensor]:
+        """List what training holds now; in the place of what is real, what its code computes on."""
+        found = held_tensors(self._task, self._runs, self._data)
+        return [self._fake(tensor) for tensor in found]
+
+    def _kept(self) -> set[int]:
+        return set(map(id, held_tensors(self._task, self._code)))
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        """Return the one fake of a tensor, which operations on it use as well while it lives."""
+        if is_fake(tensor):
+            return tensor
+        if id(tensor) not in self._fakes:
+            try:
+                fake = self._mode.from_tensor(tensor, static_shapes=True)
+            except Exception:
+                fake = tensor  # of a kind that has no fake; it takes its memory all the same
+            self._fakes[id(tensor)] = tensor, fake
+        return self._fakes[id(tensor)][1]
 
     def _batch(self, size: int) -> Any:
         return to_device(resized(*self._templates, size), self._task.device)
@@ -139,8 +173,9 @@ def fakes_of(
         True
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    roots = (task._loss, task._weight, *task.model.modules(), *task.parameters)
-    with task.preserved(weights=False), no_fakes_left(roots):
+    runs = what_runs(task)
+    # `preserved` puts the model's own back; the optimizer's are fakes until `undo`.
+    with task.preserved(weights=False), no_fakes_left(runs):
         templates = tuple(batch_of(size) for size in SIZES)
         draws = [batch_of(SIZES[0]) for _ in range(_DRAWS)]
         try:
@@ -148,8 +183,9 @@ def fakes_of(
         except ValueError as error:
             raise CannotPredict(f"{error}. Real steps are tried instead.") from error
         del draws
+        data = data_tensors(task, runs)
         try:
-            held, undo = _swap(task, mode)
+            undo = _swap(task, mode)
         except Exception as error:
             raise CannotPredict(
                 f"every parameter must have a counterpart without numbers, got "
@@ -161,14 +197,15 @@ def fakes_of(
                 (templates[0], templates[1]),
                 accumulation_steps=accumulation_steps,
                 mode=mode,
-                held=held,
+                runs=runs,
+                data=data,
             )
         finally:
             undo()
 
 
-def _swap(task: Task, mode: FakeTensorMode) -> tuple[list[Tensor], Callable[[], None]]:
-    """Put fakes in the place of parameters, buffers and state; return them, and the way back."""
+def _swap(task: Task, mode: FakeTensorMode) -> Callable[[], None]:
+    """Put fakes in the place of parameters, buffers and state; return the way back."""
     fakes: dict[int, Tensor] = {}
     reals: list[Tensor] = []  # kept alive, so that their ids stay theirs
 
@@ -184,24 +221,15 @@ def _swap(task: Task, mode: FakeTensorMode) -> tuple[list[Tensor], Callable[[], 
         for tensors in (part._parameters, part._buffers):
             for name, real in tensors.items():
                 tensors[name] = fake(real)
-    undo = _swap_optimizer(task.optimizer, fake)
-    return list(fakes.values()), undo
+    return _swap_optimizer(task.optimizer, fake)
 
 
 def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callable[[], None]:
     state = optimizer.state
     # Hooks of a step tell the world outside, such as an average of the model: not of fakes.
     hooks = {name: getattr(optimizer, name) for name in _STEP_HOOKS}
-    for name in hooks:
-        setattr(optimizer, name, OrderedDict())
     groups = [dict(group) for group in optimizer.param_groups]
     params = [list(group["params"]) for group in groups]
-    optimizer.state = defaultdict(
-        dict, {fake(parameter): tree_map(fake, own) for parameter, own in state.items()}
-    )
-    for group in optimizer.param_groups:
-        group["params"] = [fake(parameter) for parameter in group["params"]]
-        group.update({k: fake(value) for k, value in group.items() if k != "params"})
 
     def undo() -> None:
         optimizer.state = state
@@ -211,6 +239,18 @@ def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callabl
             group.update(before)
             group["params"] = trained
 
+    try:
+        for name in hooks:
+            setattr(optimizer, name, OrderedDict())
+        optimizer.state = defaultdict(
+            dict, {fake(parameter): tree_map(fake, own) for parameter, own in state.items()}
+        )
+        for group in optimizer.param_groups:
+            group["params"] = [fake(parameter) for parameter in group["params"]]
+            group.update({k: fake(value) for k, value in group.items() if k != "params"})
+    except BaseException:
+        undo()
+        raise
     return undo
 
 

@@ -25,6 +25,7 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         tensors: Alive already, and to be counted: parameters, buffers, a data set.
+        uncounted: Alive already, and not to be counted, nor any view of them.
         granularity: A storage takes a whole multiple of so many bytes; CUDA's allocator has 512.
 
     Example:
@@ -37,13 +38,23 @@ class LiveBytes(TorchDispatchMode):
         (8000, 40)
     """
 
-    def __init__(self, tensors: Iterable[Tensor] = (), *, granularity: int = 1) -> None:
+    def __init__(
+        self,
+        tensors: Iterable[Tensor] = (),
+        *,
+        uncounted: Iterable[Tensor] = (),
+        granularity: int = 1,
+    ) -> None:
         super().__init__()
         self.bytes, self.peak_bytes = 0, 0
         self._granularity = granularity
         self._sizes = WeakIdKeyDictionary()
+        for tensor in uncounted:
+            for part in stored_parts(tensor):
+                self._sizes[part.untyped_storage()] = None
         for tensor in tensors:
-            self._see(tensor)
+            for part in stored_parts(tensor):
+                self._see(part)
 
     def __torch_dispatch__(
         self,
@@ -59,17 +70,30 @@ class LiveBytes(TorchDispatchMode):
                 self._see(leaf)
         return found
 
+    def let_go(self, tensors: Iterable[Tensor]) -> None:
+        """Count some tensors no more, until an operation returns one of them again.
+
+        For what a prediction puts back afterwards, and which a real run would have dropped.
+        """
+        for tensor in tensors:
+            for part in stored_parts(tensor):
+                counted = self._sizes.get(part.untyped_storage())
+                if counted:
+                    self._drop(counted)
+
     def _see(self, tensor: Tensor) -> None:
         if is_traceable_wrapper_subclass(tensor):
             return  # the tensors that it wraps are seen by themselves
-        if tensor.layout is torch.sparse_coo:
-            self._see(tensor._indices())
-            self._see(tensor._values())
+        if tensor.layout is not torch.strided:
+            for part in stored_parts(tensor):
+                self._see(part)
             return
         storage = tensor.untyped_storage()
         size = -(-storage.nbytes() // self._granularity) * self._granularity
-        counted = self._sizes.get(storage)
+        counted = self._sizes.get(storage, [])
         if counted is None:
+            return
+        if not counted:
             counted = self._sizes[storage] = [0]
             weakref.finalize(storage, self._drop, counted)
         self.bytes += size - counted[0]  # a storage may be resized
@@ -78,3 +102,25 @@ class LiveBytes(TorchDispatchMode):
 
     def _drop(self, counted: list[int]) -> None:
         self.bytes -= counted[0]
+        counted[0] = 0
+
+
+def stored_parts(tensor: Tensor) -> list[Tensor]:
+    """List the plain tensors, each in a storage of its own, that a tensor's numbers are in.
+
+    Example:
+        >>> [part.numel() for part in stored_parts(torch.eye(3).to_sparse())]
+        [6, 3]
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        names, _ = tensor.__tensor_flatten__()
+        return [part for name in names for part in stored_parts(getattr(tensor, name))]
+    if tensor.layout is torch.strided:
+        return [tensor]
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    return []  # a layout of one library alone, whose bytes it does not tell

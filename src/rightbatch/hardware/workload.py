@@ -1,18 +1,19 @@
 """The work that is timed and weighed: real batches of a task, and steps that move nothing."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
 from rightbatch.errors import TaskError
-from rightbatch.hardware.live_bytes import LiveBytes
+from rightbatch.hardware.live_bytes import LiveBytes, stored_parts
+from rightbatch.hardware.reachable import reachable
 from rightbatch.task import Task
 from rightbatch.task.data import examples_in, to_device
 
@@ -92,10 +93,82 @@ def synchronize(device: torch.device) -> None:
 
 
 def held_bytes(task: Task) -> int:
-    """Count the bytes that training holds before the first step: weights, buffers, state."""
-    states = [leaf for leaf in tree_leaves(dict(task.optimizer.state)) if isinstance(leaf, Tensor)]
-    held = [*task.model.parameters(), *task.model.buffers(), *task.parameters, *states]
-    return LiveBytes(held).bytes
+    """Count the bytes that training holds before the first step: see `held_tensors`.
+
+    Example:
+        A weight of 4 bytes, and what the loss refers to:
+
+        >>> model, classes = torch.nn.Linear(1, 1, bias=False), torch.ones(10)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> task = Task(model, optimizer, torch.zeros(9, 1), lambda m, x: (m(x) * classes).mean())
+        >>> held_bytes(task)
+        44
+    """
+    runs = what_runs(task)
+    return LiveBytes(held_tensors(task, runs, data_tensors(task, runs))).bytes
+
+
+def what_runs(task: Task) -> tuple[Any, ...]:
+    """Name the objects whose code a training step runs, or that stay on the device meanwhile."""
+    optimizer = task.optimizer
+    # Also by themselves: a prediction takes them off.
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    runs = (task._loss, task._weight, task.model, optimizer, *hooks)
+    # On a device of one's own the data set takes the memory of batches; the host's is another
+    # matter, where it may be mapped, shared with workers, or larger than all that training needs.
+    return runs if task.device.type == "cpu" else (*runs, task.source, task.evaluate)
+
+
+def held_tensors(task: Task, roots: Iterable[Any], data: Iterable[Tensor] = ()) -> list[Tensor]:
+    """List the tensors on a task's device that training holds between two steps.
+
+    Parameters, buffers, optimizer state, and whatever else the task's code refers to: a teacher, an
+    average of the model, the weights of classes. Not gradients, which a step makes and drops.
+
+    Args:
+        task: What is trained.
+        roots: What to look into, `what_runs` as a rule.
+        data: Found on the way, and no part of it: see `data_tensors`.
+    """
+    own = [*task.model.parameters(), *task.model.buffers(), *task.parameters]
+    reached = _tensors_among(reachable(roots))
+    gradients = (tensor.grad for tensor in (*own, *reached) if tensor.is_leaf)
+    apart = set(map(id, (*gradients, *data)))
+    device = torch.empty(0, device=task.device).device  # with its index
+    held = [*own, *(tensor for tensor in reached if id(tensor) not in apart)]
+    return [tensor for tensor in held if tensor.device == device]
+
+
+def data_tensors(task: Task, roots: Iterable[Any]) -> list[Tensor]:
+    """List what both code and a data set refer to, where the data set is in the host's memory."""
+    if task.device.type != "cpu":
+        return []
+    # What code holds is no data, even if the data set calls it.
+    source = _tensors_among(reachable([task.source], closed=(nn.Module, FunctionType, MethodType)))
+    reached = _tensors_among(reachable(roots))
+    others = set(map(id, without_storages_of(source, reached)))
+    return [tensor for tensor in reached if id(tensor) not in others]
+
+
+def without_storages_of(others: Iterable[Tensor], tensors: Iterable[Tensor]) -> list[Tensor]:
+    """List the tensors that share no storage with any of some others.
+
+    Example:
+        >>> a, b = torch.zeros(3), torch.ones(2)
+        >>> without_storages_of([a[1:]], [a, b])
+        [tensor([1., 1.])]
+    """
+    taken = {storage for tensor in others for storage in _storages(tensor)}
+    return [tensor for tensor in tensors if taken.isdisjoint(_storages(tensor))]
+
+
+def _tensors_among(things: Iterable[Any]) -> list[Tensor]:
+    tensors = (thing for thing in things if isinstance(thing, Tensor))
+    return [tensor for tensor in tensors if not nn.parameter.is_lazy(tensor)]
+
+
+def _storages(tensor: Tensor) -> list[int]:
+    return [part.untyped_storage()._cdata for part in stored_parts(tensor)]
 
 
 def bytes_in(batch: Any) -> int:
