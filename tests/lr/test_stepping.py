@@ -47,6 +47,19 @@ def test_a_seed_fixes_every_random_source(draw: Callable[[], list[float]]) -> No
     assert draws[0] != draws[2]
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_a_seed_fixes_accelerators_that_are_in_use(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, seeds = getattr(torch, kind), list[int]()
+    monkeypatch.setattr(module, "manual_seed_all", seeds.append)
+    seed_everything(3)
+    assert not seeds
+    monkeypatch.setattr(module, "is_initialized", lambda: True)
+    seed_everything(4)
+    assert seeds == [4]
+
+
 def raising_task(weight: float) -> Task:
     model = Bowl([1.0])
     with torch.no_grad():

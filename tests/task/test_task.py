@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -145,6 +146,15 @@ def test_batches_go_to_the_task_s_device() -> None:
     assert build().device.type == "cpu"
     inputs, targets = next(build(device="meta").batches(4))
     assert inputs.device.type == targets.device.type == "meta"
+
+
+def test_a_device_without_an_index_is_the_model_s() -> None:
+    with FakeTensorMode():  # the second GPU of a machine that has none
+        model = nn.Module()
+        model.weight = nn.Parameter(torch.empty(2, device="cuda:1"))
+        assert build(model=model, device="cuda").device == torch.device("cuda:1")
+        assert build(model=model, device="cuda:0").device == torch.device("cuda:0")
+        assert build(model=model, device="cpu").device == torch.device("cpu")
 
 
 def test_parameters_are_what_the_optimizer_trains_each_once() -> None:

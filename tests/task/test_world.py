@@ -342,6 +342,20 @@ def test_interrupts_are_left_to_the_main_thread() -> None:
     assert entered == [signal.default_int_handler]
 
 
+@pytest.mark.parametrize("kind", ["cuda", "xpu"])
+def test_the_random_states_of_all_accelerators_are_put_back(
+    kind: str, hoard: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [torch.tensor([1]), torch.tensor([2])]  # of two devices, which this machine lacks
+    module = getattr(torch, kind)
+    monkeypatch.setattr(module, "is_initialized", lambda: True)
+    monkeypatch.setattr(module, "get_rng_state_all", lambda: list(states))
+    monkeypatch.setattr(module, "set_rng_state_all", lambda given: states.extend(given))
+    with hoard.preserved():
+        states.clear()
+    assert [state.item() for state in states] == [1, 2]
+
+
 def test_attributes_that_hold_themselves_do_not_run_in_circles(hoard: Task) -> None:
     hoard.model.circle = {"numbers": [1]}
     hoard.model.circle["itself"] = hoard.model.circle

@@ -51,8 +51,9 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
     # torch.manual_seed would also queue a seeding of every accelerator that is not in use yet.
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+    for kind in (torch.cuda, torch.xpu):
+        if kind.is_initialized():
+            kind.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
 

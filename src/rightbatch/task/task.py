@@ -120,7 +120,10 @@ class Task:
         self.evaluate = evaluate
         self.worst_case = worst_case
         self.name = name or type(model).__name__
-        self.device = torch.device(device) if device else next(model.parameters()).device
+        own = next(model.parameters()).device
+        place = torch.device(device) if device else own
+        # "cuda" leaves open which one; some of torch's functions refuse that, and the model tells.
+        self.device = own if place.index is None and place.type == own.type else place
         self._loss = loss
         self._weight = weight
         sizes = [size for size in (self.source.num_examples, max_batch_size) if size is not None]

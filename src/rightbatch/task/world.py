@@ -180,15 +180,16 @@ def _keep_flags(model: nn.Module, parameters: list[Tensor]) -> Restore:
 def _keep_random_states() -> Restore:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    kinds = [kind for kind in (torch.cuda, torch.xpu) if kind.is_initialized()]
+    device_states = [(kind, kind.get_rng_state_all()) for kind in kinds]
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
     def restore() -> None:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         torch.set_rng_state(cpu_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
+        for kind, states in device_states:
+            kind.set_rng_state_all(states)
         if mps_state is not None:
             torch.mps.set_rng_state(mps_state)
 
