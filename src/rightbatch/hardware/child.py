@@ -23,6 +23,7 @@ from torch import nn
 from rightbatch._time import wall_clock
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
+from rightbatch.hardware.settings import adopt
 from rightbatch.hardware.workload import (
     batches_in_process,
     bytes_in,
@@ -62,6 +63,7 @@ class Job:
     seed: int
     threads: int
     paths: tuple[str, ...]  # where modules are looked for
+    settings: dict[str, Any]  # of torch, in the process that asks
 
 
 @final
@@ -94,6 +96,7 @@ def main(folder: Path) -> None:
 
 def _answer(folder: Path, job: Job) -> Answer:
     try:
+        adopt(job.settings)
         task, worst_case = torch.load(folder / "task.pickle", weights_only=False)
         _wake_up(task.device)
     except Exception as error:
@@ -326,14 +329,14 @@ class _CudaLimit(_Limit):
         if self._enforced:
             _, total = torch.cuda.mem_get_info(self._device)
             share = (self._held + budget_bytes) / total
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share), self._device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share), self._device.index)
         self._before = self._distress()
 
     def thrashed(self) -> bool:
         return self._distress() > self._before
 
     def lift(self) -> None:
-        torch.cuda.set_per_process_memory_fraction(1.0, self._device)
+        torch.cuda.set_per_process_memory_fraction(1.0, self._device.index)
 
     def _distress(self) -> int:
         stats = torch.cuda.memory_stats(self._device)

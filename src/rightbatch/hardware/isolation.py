@@ -33,6 +33,7 @@ from rightbatch.errors import TaskError
 from rightbatch.hardware.child import Answer, Job
 from rightbatch.hardware.meters import reclaim
 from rightbatch.hardware.outcomes import classify_text
+from rightbatch.hardware.settings import settings_here
 from rightbatch.task import Task
 
 _START_SECONDS = 60.0  # to import torch and build the task, on a busy machine
@@ -85,6 +86,7 @@ class Isolated:
             seed=seed,
             threads=torch.get_num_threads(),
             paths=tuple(sys.path),
+            settings=settings_here(),
         )
         self._device = task.device
         self._folder = tempfile.TemporaryDirectory(prefix="rightbatch-")

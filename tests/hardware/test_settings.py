@@ -1,0 +1,85 @@
+"""What another process is told of torch's settings. Oracle: the settings here, and what they do."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rightbatch.hardware.isolation import Isolated
+from rightbatch.hardware.settings import adopt, settings_here
+from rightbatch.task import Task
+
+MIB = 2**20
+
+
+@pytest.fixture
+def put_back() -> Iterator[None]:
+    before = settings_here()
+    yield
+    adopt(before)
+
+
+@pytest.mark.usefixtures("put_back")
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        (lambda: torch.set_default_dtype(torch.bfloat16), torch.get_default_dtype),
+        (lambda: torch.set_default_device("meta"), torch.get_default_device),
+        (
+            lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+            torch.is_deterministic_algorithms_warn_only_enabled,
+        ),
+        (
+            lambda: setattr(torch.backends.cudnn, "benchmark", True),
+            lambda: torch.backends.cudnn.benchmark,
+        ),
+        (
+            lambda: torch.backends.cuda.enable_flash_sdp(False),
+            torch.backends.cuda.flash_sdp_enabled,
+        ),
+    ],
+    ids=["dtype", "device", "deterministic", "benchmark", "flash"],
+)
+def test_what_is_set_here_is_set_there(
+    change: Callable[[], Any], read: Callable[[], object]
+) -> None:
+    plain, before = settings_here(), read()
+    change()
+    changed, after = json.loads(json.dumps(settings_here())), read()
+    assert before != after
+    adopt(plain)
+    assert read() == before
+    adopt(changed)
+    assert read() == after
+
+
+def test_the_current_device_of_a_process_is_that_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On its third GPU, as the third rank of a machine is."""
+    with monkeypatch.context() as here:
+        here.setattr(torch.cuda, "is_initialized", lambda: True)
+        here.setattr(torch.cuda, "current_device", lambda: 2)
+        settings = settings_here()
+    chosen: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    adopt(settings_here())
+    assert chosen == []  # the first one's memory is not taken where nobody asked for it
+    adopt(settings)
+    assert chosen == [2]
+
+
+@pytest.mark.slow
+def test_a_try_computes_in_the_type_that_is_set_here() -> None:
+    """Tests compute in float64, and so must a loss that makes a tensor of its own there."""
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return (model(batch) @ torch.ones(1)).mean()
+
+    model = nn.Linear(1, 1)
+    task = Task(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(64, 1), loss)
+    with Isolated(task) as isolated:
+        assert isolated.try_size(8, budget_bytes=400 * MIB).outcome == "ok"
