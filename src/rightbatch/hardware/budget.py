@@ -7,11 +7,13 @@ the process later. So the limit is read beforehand, from everything that could e
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 
 _SHARE_OF_HEADROOM = 0.75  # on a CPU: fragmentation, and whatever other processes will want
 _SHARE_OF_DEVICE = 0.9  # on a device of one's own: fragmentation only
+_CONTEXT_BYTES = 600 * 2**20  # of a process on a device, with its libraries
 _SHARE_OF_PHYSICAL = 0.5  # where nothing says how much of the machine's memory is free
 
 
@@ -72,9 +74,42 @@ def device_budget_bytes(device: torch.device) -> int:
     if device.type == "mps":
         spare = module.recommended_max_memory() - module.driver_allocated_memory()
         return max(0, min(int(_SHARE_OF_DEVICE * spare), cpu_budget_bytes()))
-    free, _ = module.mem_get_info(device)
-    spare = free + module.memory_reserved(device) - module.memory_allocated(device)
-    return max(0, int(_SHARE_OF_DEVICE * spare))
+    return max(0, int(_SHARE_OF_DEVICE * _spare_bytes(module, device)))
+
+
+def has_room_beside(device: torch.device, needed_bytes: int) -> bool:
+    """Whether another process could use so many bytes of a device beside what this one holds.
+
+    A process takes memory for its context too. On a CPU and on ``mps``, whose memory is the host's,
+    the answer is yes: there the system itself decides.
+
+    Args:
+        device: The task's device.
+        needed_bytes: Of all tensors there.
+
+    Example:
+        >>> has_room_beside(torch.device("cpu"), 2**60)
+        True
+    """
+    if device.type in ("cpu", "mps"):
+        return True
+    spare = _spare_bytes(torch.get_device_module(device), device)
+    return needed_bytes + _CONTEXT_BYTES <= spare
+
+
+def _spare_bytes(module: Any, device: torch.device) -> int:
+    """Count what is free on a device, or only cached, and may be used by this process."""
+    allocated, reserved = module.memory_allocated(device), module.memory_reserved(device)
+    try:
+        free, total = module.mem_get_info(device)
+    except RuntimeError:  # some Intel devices do not tell what other processes use
+        total = module.get_device_properties(device).total_memory
+        free = total - reserved
+    spare = free + reserved - allocated
+    own_share = getattr(module, "get_per_process_memory_fraction", None)  # of a newer torch
+    if own_share is None:
+        return spare
+    return min(spare, int(own_share(device.index) * total) - allocated)
 
 
 def _physical_bytes() -> int:

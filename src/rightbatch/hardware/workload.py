@@ -88,7 +88,9 @@ def hold_still(optimizer: Optimizer) -> None:
 
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
-    if device.type != "cpu":
+    if device.type == "mps":
+        torch.mps.synchronize()  # torch 2.6's general function returns at once there
+    elif device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
@@ -134,9 +136,8 @@ def held_tensors(task: Task, roots: Iterable[Any], data: Iterable[Tensor] = ()) 
     reached = _tensors_among(reachable(roots))
     gradients = (tensor.grad for tensor in (*own, *reached) if tensor.is_leaf)
     apart = set(map(id, (*gradients, *data)))
-    device = torch.empty(0, device=task.device).device  # with its index
     held = [*own, *(tensor for tensor in reached if id(tensor) not in apart)]
-    return [tensor for tensor in held if tensor.device == device]
+    return [tensor for tensor in held if tensor.device == task.device]
 
 
 def data_tensors(task: Task, roots: Iterable[Any]) -> list[Tensor]:

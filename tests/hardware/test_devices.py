@@ -1,0 +1,148 @@
+"""Accelerators, on a machine without one. Oracle: what each function of torch takes and says.
+
+Only what lies below torch's own functions is replaced, so that they check what they are given.
+"""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
+from rightbatch.hardware.child import Job, _CudaLimit
+from rightbatch.hardware.workload import synchronize
+
+GIB = 2**30
+
+
+@dataclass
+class Gpu:
+    """The second of two devices with 16 GiB each; it is the current one."""
+
+    total: int = 16 * GIB
+    others: int = 0  # bytes of other processes
+    reserved: int = 0
+    allocated: int = 0
+    fraction: float = 1.0
+    stats: dict[str, int] = field(default_factory=dict)
+
+    def set_fraction(self, fraction: float, index: int) -> None:
+        assert index == 1
+        self.fraction = fraction
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    gpu = Gpu()
+    free: Any = lambda device: (gpu.total - gpu.others - gpu.reserved, gpu.total)  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for module in (torch.cuda, torch.cuda.memory):
+        monkeypatch.setattr(module, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch._C, "_cuda_setMemoryFraction", gpu.set_fraction, raising=False)
+    monkeypatch.setattr(
+        torch._C, "_cuda_getMemoryFraction", lambda index: gpu.fraction, raising=False
+    )
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: gpu.reserved)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: gpu.allocated)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: gpu.stats)
+    return gpu
+
+
+def job(budget_bytes: int) -> Job:
+    return Job(
+        batch_size=1,
+        steps=3,
+        most_steps=3,
+        long_steps=3,
+        patience_seconds=1.0,
+        accumulation_steps=1,
+        budget_bytes=budget_bytes,
+        loose_bytes=0,
+        enforced=True,
+        seconds=None,
+        seed=0,
+        threads=1,
+        paths=(),
+        settings={},
+    )
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda"])
+def test_a_try_may_use_its_budget_above_what_the_task_holds(name: str, gpu: Gpu) -> None:
+    gpu.reserved = 2 * GIB
+    limit = _CudaLimit(torch.device(name), job(4 * GIB))
+    assert gpu.fraction == 6 / 16
+    limit.loosen(30 * GIB)
+    assert gpu.fraction == 1.0
+    limit.loosen(2 * GIB)
+    limit.lift()
+    assert gpu.fraction == 1.0
+
+
+def test_an_allocator_that_had_to_start_over_has_thrashed(gpu: Gpu) -> None:
+    limit = _CudaLimit(torch.device("cuda:1"), job(GIB))  # no statistics at all is none
+    assert not limit.thrashed()
+    gpu.stats = {"num_alloc_retries": 1}
+    assert limit.thrashed()
+    limit.loosen(2 * GIB)
+    assert not limit.thrashed()
+
+
+# What is free.
+
+
+def test_cached_memory_is_free_and_that_of_others_is_not(gpu: Gpu) -> None:
+    gpu.others, gpu.reserved, gpu.allocated = 3 * GIB, 6 * GIB, 2 * GIB
+    assert device_budget_bytes(torch.device("cuda:1")) == int(0.9 * 11 * GIB)
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda"])
+def test_a_share_that_a_process_allows_itself_is_all_it_has(name: str, gpu: Gpu) -> None:
+    gpu.fraction, gpu.allocated, gpu.reserved = 0.5, GIB, GIB
+    assert device_budget_bytes(torch.device(name)) == int(0.9 * 7 * GIB)
+
+
+def test_a_device_that_does_not_tell_what_is_free_counts_as_one_s_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(device: torch.device) -> tuple[int, int]:
+        raise RuntimeError("The device doesn't support querying the available free memory.")
+
+    monkeypatch.setattr(torch.xpu, "mem_get_info", refuse)
+    monkeypatch.setattr(
+        torch.xpu, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * GIB)
+    )
+    monkeypatch.setattr(torch.xpu, "memory_reserved", lambda device: 3 * GIB)
+    monkeypatch.setattr(torch.xpu, "memory_allocated", lambda device: GIB)
+    monkeypatch.delattr(torch.xpu, "get_per_process_memory_fraction", raising=False)
+    assert device_budget_bytes(torch.device("xpu:0")) == int(0.9 * 7 * GIB)
+
+
+def test_a_second_copy_needs_room_beside_the_first(gpu: Gpu) -> None:
+    """16 GiB, of which 6 are held here: 10 are left, and not even all of those for tensors."""
+    gpu.allocated = gpu.reserved = 6 * GIB
+    device = torch.device("cuda:1")
+    assert has_room_beside(device, 9 * GIB)
+    assert not has_room_beside(device, 10 * GIB)
+    gpu.reserved = 9 * GIB  # what is cached will be given back
+    assert has_room_beside(device, 9 * GIB)
+
+
+# Waiting.
+
+
+@pytest.mark.parametrize(
+    ("name", "waited"),
+    [("cpu", []), ("mps:0", ["mps"]), ("cuda:1", ["cuda:1"]), ("xpu:0", ["xpu:0"])],
+)
+def test_each_device_is_waited_for_in_its_own_way(
+    name: str, waited: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: seen.append("mps"))
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: seen.append(str(device)))
+    synchronize(torch.device(name))
+    assert seen == waited
