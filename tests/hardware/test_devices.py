@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from rightbatch.hardware import measure_memory, memory
 from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
 from rightbatch.hardware.child import Job, _CudaLimit
 from rightbatch.hardware.workload import synchronize
+from rightbatch.testing import QuadraticTask
 
 GIB = 2**30
 
@@ -129,6 +131,21 @@ def test_a_second_copy_needs_room_beside_the_first(gpu: Gpu) -> None:
     assert not has_room_beside(device, 10 * GIB)
     gpu.reserved = 9 * GIB  # what is cached will be given back
     assert has_room_beside(device, 9 * GIB)
+
+
+def test_where_two_copies_have_no_room_the_first_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the first, a second one would be refused sizes that training has room for."""
+    asked: list[int] = []
+
+    def no_room(device: torch.device, needed_bytes: int) -> bool:
+        asked.append(needed_bytes)
+        return False
+
+    monkeypatch.setattr(memory, "has_room_beside", no_room)
+    profile = measure_memory(QuadraticTask(examples=32).task, budget_bytes=2**29)
+    assert asked == [2**29]
+    assert profile.max_verified_batch_size == 32
+    assert "Tried in this process" in profile.notes[0]
 
 
 # Waiting.

@@ -21,7 +21,7 @@ from rightbatch._comm import Comm, default_comm
 from rightbatch._format import format_bytes
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.hardware.agreement import Agreed, largest, least, on_all_or_none
-from rightbatch.hardware.budget import device_budget_bytes
+from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
 from rightbatch.hardware.fake import CannotPredict, FakeSteps, fakes_of
 from rightbatch.hardware.feasible import search_predicted
 from rightbatch.hardware.isolation import CannotIsolate, Isolated
@@ -216,6 +216,12 @@ class _Hunt:
         return self.here((reason,))
 
     def _isolated(self) -> Isolated:
+        if not has_room_beside(self._task.device, self._budget):
+            raise CannotIsolate(
+                "there must be room for the task a second time to try it in a process of its own, "
+                f"got less than {format_bytes(self._budget)} free beside the first. A smaller "
+                "`budget_bytes` leaves it."
+            )
         with self._task.preserved(weights=False):
             pooled = with_pool(self._task, seed=self._seed)
         return Isolated(
