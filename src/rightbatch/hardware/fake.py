@@ -11,11 +11,11 @@ fake is left in a criterion, a list of losses or a hook's record.
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 from rightbatch.errors import RightBatchError
 from rightbatch.hardware.leftovers import no_fakes_left
 from rightbatch.hardware.live_bytes import LiveBytes
+from rightbatch.hardware.reachable import reachable
 from rightbatch.hardware.templates import SIZES, check_alike, resized
 from rightbatch.hardware.workload import (
     data_tensors,
@@ -123,7 +124,10 @@ class FakeSteps:
         return [self._fake(tensor) for tensor in found]
 
     def _kept(self) -> set[int]:
-        return set(map(id, held_tensors(self._task, self._code)))
+        """Name the tensors that the code refers to, but for gradients that the next step drops."""
+        groups = self._task.optimizer.param_groups
+        dropped = {id(parameter.grad) for group in groups for parameter in group["params"]}
+        return {id(thing) for thing in reachable(self._code) if isinstance(thing, Tensor)} - dropped
 
     def _fake(self, tensor: Tensor) -> Tensor:
         """Return the one fake of a tensor, which operations on it use as well while it lives."""
@@ -185,7 +189,7 @@ def fakes_of(
         del draws
         data = data_tensors(task, runs)
         try:
-            undo = _swap(task, mode)
+            undo = _swap(task, runs, mode)
         except Exception as error:
             raise CannotPredict(
                 f"every parameter must have a counterpart without numbers, got "
@@ -204,8 +208,11 @@ def fakes_of(
             undo()
 
 
-def _swap(task: Task, mode: FakeTensorMode) -> Callable[[], None]:
-    """Put fakes in the place of parameters, buffers and state; return the way back."""
+def _swap(task: Task, runs: Sequence[Any], mode: FakeTensorMode) -> Callable[[], None]:
+    """Put fakes in the place of parameters, buffers and state; return the way back.
+
+    Also those of other modules: a criterion may have parameters that are trained.
+    """
     fakes: dict[int, Tensor] = {}
     reals: list[Tensor] = []  # kept alive, so that their ids stay theirs
 
@@ -217,11 +224,25 @@ def _swap(task: Task, mode: FakeTensorMode) -> Callable[[], None]:
             fakes[id(real)] = mode.from_tensor(real, static_shapes=True)
         return fakes[id(real)]
 
-    for part in task.model.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, real in tensors.items():
-                tensors[name] = fake(real)
-    return _swap_optimizer(task.optimizer, fake)
+    own = dict.fromkeys(task.model.modules())
+    found = [thing for thing in reachable(runs) if isinstance(thing, nn.Module)]
+    others = [part for part in dict.fromkeys(found) if part not in own]
+    with ExitStack() as stack:
+        for part in own:
+            _swap_in(vars(part), fake, stack)
+        for part in others:
+            # A kind that has no fake may never be asked, or work as it is.
+            with suppress(Exception):
+                _swap_in(vars(part), fake, stack)
+        stack.callback(_swap_optimizer(task.optimizer, fake))
+        return stack.pop_all().close
+
+
+def _swap_in(module: dict[str, Any], fake: Callable[[Any], Any], stack: ExitStack) -> None:
+    for tensors in (module["_parameters"], module["_buffers"]):
+        swapped = {name: fake(real) for name, real in tensors.items()}
+        stack.callback(tensors.update, dict(tensors))
+        tensors.update(swapped)
 
 
 def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callable[[], None]:

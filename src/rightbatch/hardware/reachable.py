@@ -15,6 +15,7 @@ from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodT
 from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -83,7 +84,10 @@ def parts(thing: Any) -> list[Any]:
         return [thing.fget, thing.fset]
     if isinstance(thing, partial):
         return [thing.func, thing.args, thing.keywords]
-    return [getattr(thing, "__dict__", None), *_of_classes(thing)]
+    own = [getattr(thing, "__dict__", None), *_of_classes(thing)]
+    if isinstance(thing, torch.jit.ScriptModule):  # keeps them out of Python's sight
+        return [*own, *thing.parameters(), *thing.buffers()]
+    return own
 
 
 def is_followed(thing: Any) -> bool:
