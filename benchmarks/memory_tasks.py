@@ -12,7 +12,7 @@ from benchmarks.monitor import Transformer
 from benchmarks.per_example import resnet18
 
 MIB = 2**20
-EXAMPLES = 2**15  # never the limit
+EXAMPLES = 2**17  # never the limit
 
 
 class Drawn(Dataset[tuple[Tensor, Tensor]]):
@@ -61,11 +61,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tens
     "ResNet-18": (resnet18, image),
     "small GPT": (gpt, text),
 }
-BUDGETS = {  # MiB
-    "MLP": (100, 200, 400),
-    "ResNet-18": (300, 360, 420),
-    "small GPT": (100, 150, 250),
-}
+BUDGETS = (300, 450, 600)  # MiB
 
 
 def optimizer_for(model: nn.Module) -> torch.optim.Optimizer:

@@ -211,8 +211,8 @@ def _probe(search: _Search, probe: Probe, floor: int) -> Status:
     for tried in range(1, _MOST_PROBES + _MOST_FAILURES):
         result = probe(size)
         outcome = result.outcome
-        if outcome == "ok" and (result.peak_bytes or 0) > search.usable_bytes:
-            outcome = "over_budget"
+        if outcome == "ok" and (result.peak_bytes or 0) > search.budget_bytes:
+            outcome = "over_budget"  # what is spare is for the probe to keep: peaks are no limits
         search.points.append(
             MemoryPoint(
                 batch_size=size,

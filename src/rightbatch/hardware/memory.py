@@ -44,7 +44,7 @@ from rightbatch.task.preflight import mixes_examples
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
 # Two runs of one size differ by some MiB of heap: kept free, at least and at most these shares.
-_HEAP_NOISE_BYTES, _LEAST_SPARE, _MOST_SPARE = 12 * 2**20, 0.02, 0.08
+_HEAP_NOISE_BYTES, _LEAST_SPARE, _MOST_SPARE = 12 * 2**20, 0.02, 0.05
 _LOOSE = 3.0  # times the budget, to learn the peak of a size that was refused
 _CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
 
