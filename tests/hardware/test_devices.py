@@ -3,7 +3,8 @@
 Only what lies below torch's own functions is replaced, so that they check what they are given.
 """
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 
 from rightbatch.hardware import measure_memory, memory
 from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
-from rightbatch.hardware.child import Job, _CudaLimit
+from rightbatch.hardware.child import Job, _Attempt, _CudaLimit
 from rightbatch.hardware.workload import synchronize
+from rightbatch.task import Task
 from rightbatch.testing import QuadraticTask
 
 GIB = 2**30
@@ -91,6 +93,35 @@ def test_an_allocator_that_had_to_start_over_has_thrashed(gpu: Gpu) -> None:
     assert limit.thrashed()
     limit.loosen(2 * GIB)
     assert not limit.thrashed()
+
+
+def failing(used_bytes: int, text: str) -> Task:
+    """A task whose step takes so much and then fails, with words that do not say why."""
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        used = torch.ones(used_bytes, dtype=torch.uint8)
+        raise RuntimeError(f"{text} ({len(used)})")
+
+    model = torch.nn.Linear(1, 1)
+    return Task(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(9, 1), loss)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+        "FIND was unable to find an engine to execute this computation",
+    ],
+)
+def test_a_library_that_fails_where_memory_is_full_has_none(text: str) -> None:
+    not_enforced = replace(job(96 * 2**20), enforced=False)
+    full, empty = (
+        _Attempt(failing(used, text), None, not_enforced) for used in (96 * 2**20, 2**20)
+    )
+    assert full.run().outcome == "oom"
+    with pytest.raises(RuntimeError, match=re.escape(text)):
+        empty.run()
 
 
 # What is free.

@@ -16,6 +16,10 @@ OUT_OF_MEMORY = {
     "cublas": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "cufft": "cuFFT error: CUFFT_ALLOC_FAILED",
     "cudnn": "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cudnn 9": "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "xpu driver": "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+    "exclusive mode": "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+    "exclusive mode, once": "CUDA error: all CUDA-capable devices are busy or unavailable",
     "openmp": "libgomp: Thread creation failed: Resource temporarily unavailable",
 }
 OTHER_LIMIT = {
@@ -24,6 +28,10 @@ OTHER_LIMIT = {
     "grid": "CUDA error: invalid configuration argument",
     "index": "canUse32BitIndexMath(input) INTERNAL ASSERT FAILED: 32BitIndex",
     "integer": "integer out of range",
+    "mps buffer": "Invalid buffer size: 19.45 GB",
+    "mps product": "Output size of the matrix multiplication is larger than currently supported by "
+    "the MPS backend: 72250,72250, needs to be less than 2**32 elements",
+    "mps graph": "MPSGraph does not support tensor dims larger than INT_MAX",
 }
 NEITHER = {
     "shape": "mat1 and mat2 shapes cannot be multiplied (4x3 and 5x4)",

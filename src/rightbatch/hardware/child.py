@@ -37,8 +37,16 @@ from rightbatch.task.data import to_device
 
 _LEAK_SHARE = 0.01  # of the budget, more in memory after each step than after the one before
 _RISES = 3  # in a row; fewer may come from lasting things that are made late
-# What oneDNN says of any failure, too little memory among them.
-_WITHOUT_MEMORY = ("could not create a primitive", "could not execute a primitive")
+# What oneDNN, cuBLAS and cuDNN say of any failure, too little memory among them.
+_WITHOUT_MEMORY = (
+    "could not create a primitive",
+    "could not execute a primitive",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "unable to find an engine",
+)
 _FULL_SHARE = 0.5  # of the budget in use: then that is what it means
 _QUIET_STEPS = 4  # without a new peak
 _ELEMENTS_PER_THREAD = 2**15  # that torch hands out at least, and so starts a thread for

@@ -16,6 +16,9 @@ _OUT_OF_MEMORY = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUFFT_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "DEVICE_ALLOCATION_FAILED",  # cuDNN since 9
+    "OUT_OF_DEVICE_MEMORY",  # the drivers below XPU
+    "busy or unavailable",  # a GPU that serves one process: no room beside it for a second
 )
 _OTHER_LIMIT = (  # of kernels and index types, however much memory there is
     "CUDNN_STATUS_NOT_SUPPORTED",
@@ -23,6 +26,9 @@ _OTHER_LIMIT = (  # of kernels and index types, however much memory there is
     "invalid configuration argument",
     "32BitIndex",
     "integer out of range",
+    "Invalid buffer size",  # MPS: of one tensor
+    "currently supported by the MPS backend",
+    "tensor dims larger than INT_MAX",
 )
 _POISONED = ("illegal memory access", "device-side assert")  # nothing later can be trusted
 
