@@ -24,6 +24,7 @@ from rightbatch.hardware.agreement import Agreed, largest, least, on_all_or_none
 from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
 from rightbatch.hardware.fake import CannotPredict, FakeSteps, fakes_of
 from rightbatch.hardware.feasible import search_predicted
+from rightbatch.hardware.heap import heap_note, spare_share
 from rightbatch.hardware.isolation import CannotIsolate, Isolated
 from rightbatch.hardware.meters import meter_for
 from rightbatch.hardware.pool import with_pool
@@ -43,8 +44,6 @@ from rightbatch.task.preflight import mixes_examples
 
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
-# Two runs of one size differ by some MiB of heap: kept free, at least and at most these shares.
-_HEAP_NOISE_BYTES, _LEAST_SPARE, _MOST_SPARE = 12 * 2**20, 0.02, 0.05
 _LOOSE = 3.0  # times the budget, to learn the peak of a size that was refused
 _CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
 
@@ -189,10 +188,7 @@ class _Hunt:
         self._cap = least(comm, task.max_batch_size or NO_CAP)
         self._floor = 2 if mixes_examples(task.model) else 1
         self._first = min(least(comm, task.batch_size or _FIRST), self._cap)
-        self._spare_share = 0.0
-        if task.device.type == "cpu":
-            noise = min(_MOST_SPARE, _HEAP_NOISE_BYTES / budget)
-            self._spare_share = max(_LEAST_SPARE, noise)
+        self._spare_share = spare_share(task.device, budget)
         # Only as far as it is safe: where the budget is all there is, nothing is looser.
         safe = device_budget_bytes(task.device) + held
         self._loose = least(comm, min(int(_LOOSE * budget), safe))
@@ -364,6 +360,8 @@ class _Hunt:
         return Agreed(self._comm, probe)
 
     def _finished(self, profile: MemoryProfile) -> MemoryProfile:
+        if (note := heap_note(profile, self._task.device)) is not None:
+            self._notes.append(note)
         return replace(
             profile,
             held_bytes=self._held,
