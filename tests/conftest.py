@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("rightbatch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="where tests that take `device` run")
+    parser.addoption("--device", help="where tests that need an accelerator run; by default on it")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -83,8 +83,9 @@ def float32(_default_dtype: None) -> None:
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """Where this run's tests put their tensors: ``--device``, the CPU by default."""
-    return torch.device(request.config.getoption("--device"))
+    """Where tests that need an accelerator put their tensors: ``--device``, or the one there is."""
+    asked = request.config.getoption("--device")
+    return torch.device(asked or torch.accelerator.current_accelerator() or "cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -332,6 +332,7 @@ def test_the_same_seed_draws_the_same_batches() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("float32")
 def test_a_real_refusal_of_the_device_is_data(device: torch.device) -> None:
     model = Hungry(8 * 2**30).to(device)
     task = Task(
