@@ -7,12 +7,15 @@ runs under the same limit, where sizes from the one that we found upwards train 
 """
 
 import json
+import math
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,34 @@ def ours(task: rb.Task, budget: int) -> dict[str, Any]:
     }
 
 
+def with_pages(task: rb.Task, budget: int, size: int) -> dict[str, Any]:
+    """Measure where every tensor has pages of its own, and what that costs at one size."""
+    with _paged():
+        profile = rb.measure_memory(task, budget_bytes=budget)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    with Isolated(task) as isolated:
+        for _ in range(TRUTH_RUNS):
+            for paged in seconds:
+                with _paged() if paged else nullcontext():
+                    answer = isolated.try_size(size, budget_bytes=2 * budget, steps=10)
+                seconds[paged].append(answer.seconds_per_example or math.nan)
+    return {
+        "size": profile.max_verified_batch_size,
+        "step_seconds_ratio": statistics.median(seconds[True]) / statistics.median(seconds[False]),
+    }
+
+
+@contextmanager
+def _paged() -> Iterator[None]:
+    before = os.environ.copy()
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"  # tries inherit it
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def _beyond(profile: rb.MemoryProfile) -> int:
     """Return a size of which more must be alive than fits; no try that failed has a say here."""
     sizes = [p.batch_size for p in profile.points if p.source == "fake" and p.outcome != "ok"]
@@ -89,7 +120,7 @@ def other(finder: str, name: str, budget_mib: int) -> dict[str, Any]:
                 timeout=PATIENCE_SECONDS,
                 check=False,
                 cwd=folder,
-                env={**_environment(), "PYTHONPATH": str(Path(__file__).parents[1])},
+                env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
             )
         except subprocess.TimeoutExpired:
             return _nothing(f"not done after {PATIENCE_SECONDS:.0f} s")
@@ -97,12 +128,6 @@ def other(finder: str, name: str, budget_mib: int) -> dict[str, Any]:
             last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
             return _nothing(f"exit status {done.returncode}: {' '.join(last)}"[:200])
         return {**json.loads(file.read_text()), "killed": 0}
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return dict(os.environ)
 
 
 def _nothing(error: str) -> dict[str, Any]:
@@ -138,7 +163,15 @@ def _case(name: str, budget_mib: int, say: Callable[[str], None]) -> dict[str, A
                 bool(size) and trains(isolated, size, budget - held, TRUTH_RUNS)
             )
     say(f"  truth {truth}, ours {own['size']} in {own['tried']}")
-    return {"model": name, "budget_mib": budget_mib, "truth": truth, "found": found}
+    paged = with_pages(task, budget, own["size"]) if own["size"] else None
+    say(f"  with pages {paged}")
+    return {
+        "model": name,
+        "budget_mib": budget_mib,
+        "truth": truth,
+        "found": found,
+        "with_pages": paged,
+    }
 
 
 def as_markdown(result: dict[str, Any]) -> str:
@@ -166,13 +199,15 @@ def as_markdown(result: dict[str, Any]) -> str:
             f"| {sum(not row['ran_it'] for row in given)} | {len(rows) - len(given)} "
             f"| {statistics.median(seconds):.0f} |"
         )
-    lines += ["", "| model, budget | truth | bound | " + " | ".join(finders) + " |"]
-    lines.append("|---|---|---|" + "---|" * len(finders))
+    columns = ["model, budget", "truth", "bound", *finders, "with pages", "steps take"]
+    lines += ["", "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for case in result["cases"]:
         answers = [_answer(case["found"][finder]) for finder in finders]
         lines.append(
             f"| {case['model']}, {case['budget_mib']} MiB | {case['truth']:,} "
-            f"| {case['found']['rightbatch']['upper_bound']:,} | " + " | ".join(answers) + " |"
+            f"| {case['found']['rightbatch']['upper_bound']:,} | "
+            + " | ".join([*answers, *_paged_answer(case["with_pages"])])
+            + " |"
         )
     ratios = [
         r for case in result["cases"] for r in case["found"]["rightbatch"]["predicted_over_real"]
@@ -185,11 +220,18 @@ def as_markdown(result: dict[str, Any]) -> str:
         + ". "
         f"Truth: trains {TRUTH_STEPS} steps in {TRUTH_RUNS} of {TRUTH_RUNS} runs, to "
         f"{PRECISION:.1%}. In brackets: tries. \\* does not train. Shares are of answers that "
-        "train.",
+        "train. With pages: rightbatch under MALLOC_MMAP_THRESHOLD_=131072, where steps of the "
+        "size found without it take so many times as long.",
         "",
         "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _paged_answer(paged: dict[str, Any] | None) -> list[str]:
+    if paged is None:
+        return ["none", ""]
+    return [f"{paged['size']:,}", f"{paged['step_seconds_ratio']:.2f}x"]
 
 
 def _answer(found: dict[str, Any]) -> str:
