@@ -1,13 +1,23 @@
 """The ranks. Oracle: sums that can be done by hand, on two real processes."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from rightbatch._comm import Alone, Group, comm_for, default_comm, is_sharded, local_part
+from rightbatch._comm import (
+    Alone,
+    Group,
+    comm_for,
+    default_comm,
+    is_sharded,
+    launched_group,
+    local_part,
+)
 from tests.ranks import on_two_ranks
 
 
@@ -52,6 +62,56 @@ def test_two_ranks_add_up() -> None:
             "compiled": True,
             "independent": True,
         }
+
+
+CPU, FIRST, SECOND = torch.device("cpu"), torch.device("cuda"), torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("backend", "group_s", "rank_s", "values", "place"),
+    [
+        ("nccl", None, SECOND, CPU, SECOND),  # whatever device is the current one
+        ("nccl", SECOND, None, CPU, SECOND),
+        ("nccl", None, None, CPU, FIRST),
+        ("nccl", None, CPU, CPU, FIRST),
+        ("nccl", None, SECOND, torch.device("cuda:3"), torch.device("cuda:3")),
+        ("cuda:nccl", None, SECOND, CPU, SECOND),
+        ("cpu:gloo,cuda:nccl", None, SECOND, CPU, CPU),
+        ("gloo", None, SECOND, CPU, CPU),
+        ("undefined", None, SECOND, CPU, CPU),
+        ("xccl", None, None, CPU, torch.device("xpu")),
+    ],
+)
+def test_numbers_of_the_host_are_sent_from_this_rank_s_device(
+    backend: str,
+    group_s: torch.device | None,
+    rank_s: torch.device | None,
+    values: torch.device,
+    place: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group: Any = SimpleNamespace(bound_device_id=group_s)
+    monkeypatch.setattr(dist, "get_rank", lambda group: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+    monkeypatch.setattr(dist, "get_backend", lambda group: backend)
+    assert Group(group, rank_s)._sends_from(values) == place
+
+
+@pytest.mark.parametrize(("devices", "chosen"), [(8, 3), (1, 0)])
+def test_a_launched_rank_takes_a_device_that_it_sees(
+    devices: int, chosen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("WORLD_SIZE", "8"), ("RANK", "3"), ("LOCAL_RANK", "3")):
+        monkeypatch.setenv(name, value)
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(torch.cuda, "set_device", seen.append)
+    monkeypatch.setattr(dist, "init_process_group", seen.append)
+    monkeypatch.setattr(dist, "barrier", lambda: None)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with launched_group():
+        assert seen == [chosen, "nccl"]
 
 
 def fails(rank: int) -> None:

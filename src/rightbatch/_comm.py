@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+_FROM_DEVICE = {"nccl": "cuda", "xccl": "xpu"}  # backends that cannot send from the host
+
 
 class Comm(Protocol):
     """The ranks that train one model together."""
@@ -62,10 +64,16 @@ class Group:
 
     Args:
         process_group: Which; ``None``: all ranks.
+        device: This rank's, from which numbers of the host are sent where NCCL sends; by default
+            the group's or else the current one, which is the first on all ranks that did not say.
     """
 
-    def __init__(self, process_group: "dist.ProcessGroup | None" = None) -> None:
-        self._group = process_group
+    def __init__(
+        self,
+        process_group: "dist.ProcessGroup | None" = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self._group, self._device = process_group, device
         self.rank = dist.get_rank(process_group)
         self.world_size = dist.get_world_size(process_group)
 
@@ -75,11 +83,20 @@ class Group:
         A reduction may add in another order on each rank; decisions would then differ.
         """
         device = values.device
-        if dist.get_backend(self._group) == "nccl" and device.type == "cpu":
-            values = values.to("cuda")  # where alone NCCL can send from
+        values = values.to(self._sends_from(device))
         gathered = [torch.empty_like(values) for _ in range(self.world_size)]
         dist.all_gather(gathered, values.contiguous(), group=self._group)
         return torch.stack(gathered).sum(0).to(device)
+
+    def _sends_from(self, device: torch.device) -> torch.device:
+        backend = dist.get_backend(self._group)
+        kind = next((kind for name, kind in _FROM_DEVICE.items() if name in backend), None)
+        if kind is None or device.type != "cpu" or "cpu:" in backend:
+            return device
+        if self._device is not None and self._device.type == kind:
+            return self._device
+        bound = getattr(self._group or dist.group.WORLD, "bound_device_id", None)
+        return bound or torch.device(kind)
 
     def average_(self, values: Tensor) -> None:
         """Average in place by an all-reduce, as data-parallel training averages gradients."""
@@ -87,10 +104,14 @@ class Group:
         values /= self.world_size
 
 
-def default_comm() -> Comm:
-    """Return the process group that is initialised, if it has more than one rank."""
+def default_comm(device: torch.device | None = None) -> Comm:
+    """Return the process group that is initialised, if it has more than one rank.
+
+    Args:
+        device: This rank's, as `Group` takes it.
+    """
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return Group()
+        return Group(device=device)
     return Alone()
 
 
@@ -106,7 +127,9 @@ def launched_group() -> Iterator[Comm]:
         yield default_comm()
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        # Some launchers show each rank a device of its own alone.
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield default_comm()
@@ -152,7 +175,8 @@ def comm_for(model: nn.Module) -> Comm:
     """
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
-            return Group(module.process_group)
-    if any(is_sharded(parameter) for parameter in model.parameters()):
-        return default_comm()
+            return Group(module.process_group, next(module.parameters()).device)
+    sharded = next((part for part in model.parameters() if is_sharded(part)), None)
+    if sharded is not None:
+        return default_comm(sharded.device)
     return Alone()

@@ -72,7 +72,7 @@ def measure_communication(
         raise ValueError(
             f"`rounds` must be at least 1, got {rounds!r}. Each gives one sample of every time."
         )
-    comm = comm or default_comm()
+    comm = comm or default_comm(task.device)
     if comm.world_size == 1:
         return None
     if any(is_sharded(parameter) for parameter in task.model.parameters()):

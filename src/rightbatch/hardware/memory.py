@@ -120,7 +120,7 @@ def measure_memory(
         )
     deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
     task.check()
-    comm = default_comm() if comm is None else comm
+    comm = default_comm(task.device) if comm is None else comm
     task, buckets = _without_ranks(task)
     held = held_bytes(task) + buckets
     safe = device_budget_bytes(task.device) + held

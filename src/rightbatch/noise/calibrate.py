@@ -102,7 +102,7 @@ def calibrate(
                 "Name the one that you train with."
             )
     place = torch.device(device) if device is not None else _default_device()
-    comm = default_comm()
+    comm = default_comm(place)
     rows = []
     for index, precision in enumerate(precisions):
         progress(index / len(precisions), f"calibrating {precision}")

@@ -40,7 +40,8 @@ def synchronize_batch_norm(
     """
     if comm is None:
         comm = comm_for(model)
-        comm = comm if comm.world_size > 1 else default_comm()
+        device = next((part.device for part in model.parameters()), None)
+        comm = comm if comm.world_size > 1 else default_comm(device)
     if comm.world_size == 1:
         return
     layers: dict[_BatchNorm, None] = {}  # in order, shared ones once
