@@ -24,7 +24,7 @@ class MemoryProfile:
     budget_bytes: int  # for all that training holds on the device, as are the peaks
     points: tuple[MemoryPoint, ...]
     status: Status
-    held_bytes: int = 0  # of it, before the first step: weights, buffers, optimizer state
+    held_bytes: int = 0  # of it, before the first step: weights, optimizer state, a teacher ...
     units_per_example: float = 1.0  # what the loss averages over, such as tokens
     notes: tuple[str, ...] = ()  # what the answer assumes, a sentence each
 
