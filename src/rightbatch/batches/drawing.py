@@ -94,9 +94,9 @@ class Order:
     def of(self, epoch: int) -> Tensor:
         """Return the numbers of the examples, shape [num_examples]."""
         if not self.shuffle:
-            return torch.arange(self.num_examples)
+            return torch.arange(self.num_examples, device="cpu")
         generator = torch.Generator().manual_seed(self.seed_of(epoch))
-        return torch.randperm(self.num_examples, generator=generator)
+        return torch.randperm(self.num_examples, generator=generator, device="cpu")
 
 
 def share(order: Tensor, begin: int, size: int, *, rank: int, world_size: int) -> list[int]:

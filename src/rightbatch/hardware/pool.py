@@ -82,5 +82,6 @@ def random_examples(task: Task, seed: int) -> Iterator[Any]:
         yield from iter(dataset)
         return
     generator = torch.Generator().manual_seed(seed)
-    for index in torch.randperm(len(dataset), generator=generator).tolist():
+    order = torch.randperm(len(dataset), generator=generator, device="cpu")
+    for index in order.tolist():
         yield dataset[index]

@@ -123,13 +123,13 @@ class _Known:
     def __init__(self, precision: Precision, device: torch.device, seed: int, comm: Comm) -> None:
         self.precision, self.device, self.seed, self.comm = precision, device, seed, comm
         generator = torch.Generator().manual_seed(seed)
-        spread = torch.linspace(0.3, 2.0, _FEATURES, dtype=torch.float64)
-        draw = {"generator": generator, "dtype": torch.float64}
+        spread = torch.linspace(0.3, 2.0, _FEATURES, dtype=torch.float64, device="cpu")
+        draw: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": "cpu"}
         inputs = torch.randn(_EXAMPLES, _FEATURES, **draw) * spread
         slopes = torch.randn(_FEATURES, **draw) / math.sqrt(_FEATURES)
         targets = inputs @ slopes + 0.5 + torch.randn(_EXAMPLES, **draw)
         residuals = -targets  # at zero weights
-        gradients = residuals[:, None] * torch.cat([inputs, torch.ones(_EXAMPLES, 1)], dim=1)
+        gradients = residuals[:, None] * torch.cat([inputs, inputs.new_ones(_EXAMPLES, 1)], dim=1)
         self.grad_sq = gradients.mean(0).square().sum().item()
         self.trace_cov = gradients.var(0, unbiased=False).sum().item()
         self.dtype = torch.float64 if precision == "float64" else torch.float32
@@ -253,9 +253,10 @@ def _monitor(known: _Known, sizes: tuple[int, ...], comm: Comm) -> NoiseEstimate
         for _ in range(_STEPS + 1):
             optimizer.zero_grad()
             for size in sizes:
-                rows = torch.randint(_EXAMPLES, (size,), generator=generator).to(known.device)
+                rows = torch.randint(_EXAMPLES, (size,), generator=generator, device="cpu")
+                there = rows.to(known.device)
                 factor = size / total * comm.world_size
-                loss = known.loss(model, (known.inputs[rows], known.targets[rows])) * factor
+                loss = known.loss(model, (known.inputs[there], known.targets[there])) * factor
                 (loss if scaler is None else scaler.scale(loss)).backward()
                 monitor.observe(size, factor=factor)
             if scaler is None:

@@ -60,7 +60,7 @@ class Source:
             **self.loader_options,
             "collate_fn": self.collate_fn,
             "num_workers": self.num_workers,
-            "generator": torch.Generator().manual_seed(seed),
+            "generator": _generator(seed),
         }
         if _is_stream(self.dataset):
             options["worker_init_fn"] = _InitWorker(options.get("worker_init_fn"))
@@ -69,13 +69,17 @@ class Source:
         return DataLoader(self.dataset, batch_sampler=sampler, **options)
 
     def _order(self, seed: int) -> Iterable[int]:
-        generator = torch.Generator().manual_seed(seed)
         if self.sampler is None:
-            return _Shuffle(len(self.dataset), generator)
+            return _Shuffle(len(self.dataset), torch.Generator().manual_seed(seed))
         private: Any = copy.copy(self.sampler)  # so that theirs stays where it is
         if hasattr(private, "generator"):
-            private.generator = generator
+            private.generator = _generator(seed)
         return private
+
+
+def _generator(seed: int) -> torch.Generator:
+    """Make one where torch's loaders and samplers draw: on the default device, if one was set."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
 
 
 @final
