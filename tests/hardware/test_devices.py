@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rightbatch.hardware import measure_memory, memory
 from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
 from rightbatch.hardware.child import Job, _Attempt, _CudaLimit
+from rightbatch.hardware.fake import _swap_optimizer
+from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.hardware.workload import synchronize
 from rightbatch.task import Task
 from rightbatch.testing import QuadraticTask
@@ -122,6 +125,47 @@ def test_a_library_that_fails_where_memory_is_full_has_none(text: str) -> None:
     assert full.run().outcome == "oom"
     with pytest.raises(RuntimeError, match=re.escape(text)):
         empty.run()
+
+
+# What is predicted.
+
+
+def predicted_bytes(options: dict[str, Any], swap: bool) -> int:
+    """Peak of a step of Adam on six weights of 4 MB each, on a GPU that there is not."""
+    with FakeTensorMode():
+        weights = [torch.nn.Parameter(torch.empty(1000, 1000, device="cuda")) for _ in range(6)]
+        optimizer = torch.optim.Adam(weights, lr=1e-3, **options)
+        undo = _swap_optimizer(optimizer, lambda thing: thing) if swap else None
+        gradients = [torch.empty_like(weight) for weight in weights]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        with LiveBytes([*weights, *gradients]) as alive:
+            optimizer.step()
+            optimizer.step()
+    if undo is not None:
+        undo()
+        assert optimizer.param_groups[0]["foreach"] is options.get("foreach")
+    return alive.peak_bytes
+
+
+@pytest.mark.usefixtures("float32")
+def test_a_step_on_all_tensors_at_once_is_predicted_where_a_device_takes_it() -> None:
+    """One temporary for each of the weights; one weight after the other has three for itself."""
+    listed, single = (predicted_bytes({"foreach": way}, swap=False) for way in (True, False))
+    assert listed - single == (6 - 3) * 4_000_000
+    assert predicted_bytes({}, swap=True) == listed
+    assert predicted_bytes({"foreach": False}, swap=True) == single
+    assert predicted_bytes({"fused": True}, swap=True) < single
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps"])
+def test_other_devices_step_on_one_tensor_after_another(kind: str) -> None:
+    with FakeTensorMode():
+        weight = torch.nn.Parameter(torch.empty(3, device=kind))
+        optimizer = torch.optim.Adam([weight])
+    undo = _swap_optimizer(optimizer, lambda thing: thing)
+    assert optimizer.param_groups[0]["foreach"] is None
+    undo()
 
 
 # What is free.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, is_fake
 from torch.optim import Optimizer
+from torch.utils._foreach_utils import _get_foreach_kernels_supported_devices
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -269,10 +270,22 @@ def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callabl
         for group in optimizer.param_groups:
             group["params"] = [fake(parameter) for parameter in group["params"]]
             group.update({k: fake(value) for k, value in group.items() if k != "params"})
+            if _steps_on_lists(group):
+                group["foreach"] = True  # torch would not choose it for a fake
     except BaseException:
         undo()
         raise
     return undo
+
+
+def _steps_on_lists(group: dict[str, Any]) -> bool:
+    """Whether torch steps on all tensors at once by default: on a device, with a copy of them."""
+    if group.get("foreach", False) is not None or group.get("fused") or group.get("differentiable"):
+        return False
+    if isinstance(group.get("lr"), Tensor) and not group.get("capturable"):
+        return False
+    kinds = _get_foreach_kernels_supported_devices()
+    return all(parameter.device.type in kinds for parameter in group["params"])
 
 
 @final
