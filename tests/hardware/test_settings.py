@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rightbatch.hardware.child import _wake_up
 from rightbatch.hardware.isolation import Isolated
 from rightbatch.hardware.settings import adopt, settings_here
 from rightbatch.task import Task
@@ -70,6 +72,25 @@ def test_the_current_device_of_a_process_is_that_of_the_other(
     assert chosen == []  # the first one's memory is not taken where nobody asked for it
     adopt(settings)
     assert chosen == [2]
+
+
+@pytest.mark.usefixtures("put_back")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float32])
+def test_libraries_are_woken_in_a_type_that_every_device_has(dtype: torch.dtype) -> None:
+    seen: set[torch.dtype] = set()
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if func is torch.ops.aten.convolution.default:
+                seen.add(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    torch.set_default_dtype(dtype)
+    with Seeing():
+        _wake_up(torch.device("cpu"))
+    assert seen == {torch.float32}
 
 
 @pytest.mark.slow

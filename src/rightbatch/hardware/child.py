@@ -262,13 +262,15 @@ def _live_bytes() -> int:
 def _wake_up(device: torch.device) -> None:
     """Start threads and load libraries now, so that no batch is charged for them."""
     layers = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 1)
-    model = nn.Sequential(*layers).to(device)
+    # Not of the default type, which some device may lack.
+    model = nn.Sequential(*layers).to(device, torch.float32)
+    inputs = torch.ones(4, 1, 8, 8, device=device, dtype=torch.float32)
     optimizers = [
         torch.optim.SGD(model.parameters(), lr=0.1),
         torch.optim.AdamW(model.parameters()),
     ]
     for optimizer in optimizers:
-        model(torch.ones(4, 1, 8, 8, device=device)).sum().backward()
+        model(inputs).sum().backward()
         optimizer.step()
     # The stacks of all threads, which small operations do not start: 8 MiB each.
     torch.zeros(torch.get_num_threads() * _ELEMENTS_PER_THREAD, dtype=torch.uint8).add_(1)
