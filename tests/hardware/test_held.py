@@ -1,5 +1,6 @@
 """What training holds on its device. Oracle: shapes, by hand; 4 bytes a float."""
 
+import io
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -137,6 +138,34 @@ def test_an_average_is_held_and_stays_bit_for_bit(
         assert tensor is same
         assert torch.equal(tensor, value)
         assert tensor.grad is None
+
+
+def test_an_average_behind_a_hook_is_predicted() -> None:
+    without, (task, _) = task_of(plain), average_in_hook()
+    assert predicted(task, 9)[0] - predicted(without, 9)[0] == WEIGHT + 8
+
+
+def test_state_of_an_optimizer_in_the_backward_pass_is_held() -> None:
+    task = task_of(plain)
+    moment = torch.zeros(WIDE)
+
+    def step(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        moment.lerp_(parameter.grad[0], 0.1)
+
+    next(task.model.parameters()).register_post_accumulate_grad_hook(step)
+    assert held_bytes(task) == 2 * WEIGHT
+
+
+def test_a_size_takes_one_step_where_the_code_keeps_nothing() -> None:
+    calls = []
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        calls.append(len(batch))
+        return plain(model, batch)
+
+    predicted(task_of(loss), 4, 5, 6)
+    assert calls == [4, 4, 5, 6]
 
 
 @pytest.mark.parametrize("wrap", [lambda data: data, lambda data: TensorDataset(data)])
@@ -387,5 +416,8 @@ def test_a_teacher_that_nobody_froze_keeps_its_gradient() -> None:
 def test_a_scripted_teacher_is_held() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        teacher = torch.jit.script(nn.Linear(WIDE, WIDE, bias=False))
+        file = io.BytesIO()
+        torch.jit.save(torch.jit.script(nn.Linear(WIDE, WIDE, bias=False)), file)
+        file.seek(0)
+        teacher = torch.jit.load(file)
     assert held_bytes(task_of(distilled(teacher))) == WEIGHT + 4 * MILLION

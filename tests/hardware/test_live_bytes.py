@@ -77,6 +77,26 @@ def test_a_storage_may_be_resized():
     assert (alive.bytes, alive.peak_bytes) == (0, 400)
 
 
+def test_what_is_let_go_counts_no_more_until_it_is_used():
+    kept, others = torch.zeros(100), torch.zeros(10)
+    with LiveBytes([kept, others]) as alive:
+        alive.let_go([kept[5:], kept])
+        assert alive.bytes == 40
+        kept.add_(1)
+        assert alive.bytes == 440
+        alive.let_go([kept])
+        del kept
+    assert (alive.bytes, alive.peak_bytes) == (40, 440)
+
+
+def test_what_is_not_to_be_counted_is_not_in_a_view_either():
+    data = torch.zeros(100)
+    with LiveBytes([data], uncounted=[data]) as alive:
+        part = data[:10]
+        more = part + 1
+    assert alive.peak_bytes == more.nbytes
+
+
 def test_rounds_up_to_the_allocators_granularity():
     with LiveBytes(granularity=512) as alive:
         kept = [torch.zeros(1), torch.zeros(128), torch.zeros(129)]

@@ -11,7 +11,7 @@ fake is left in a criterion, a list of losses or a hook's record.
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import Any, final
 
 import torch
@@ -179,7 +179,6 @@ def fakes_of(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     runs = what_runs(task)
-    # `preserved` puts the model's own back; the optimizer's are fakes until `undo`.
     with task.preserved(weights=False), no_fakes_left(runs):
         templates = tuple(batch_of(size) for size in SIZES)
         draws = [batch_of(SIZES[0]) for _ in range(_DRAWS)]
@@ -210,9 +209,10 @@ def fakes_of(
 
 
 def _swap(task: Task, runs: Sequence[Any], mode: FakeTensorMode) -> Callable[[], None]:
-    """Put fakes in the place of parameters, buffers and state; return the way back.
+    """Put fakes in the place of parameters, buffers and state; return the optimizer's way back.
 
-    Also those of other modules: a criterion may have parameters that are trained.
+    Also in modules beside the model: a criterion may have parameters that are trained. `preserved`
+    puts the model's own back, and `no_fakes_left` the others'.
     """
     fakes: dict[int, Tensor] = {}
     reals: list[Tensor] = []  # kept alive, so that their ids stay theirs
@@ -227,23 +227,19 @@ def _swap(task: Task, runs: Sequence[Any], mode: FakeTensorMode) -> Callable[[],
 
     own = dict.fromkeys(task.model.modules())
     found = [thing for thing in reachable(runs) if isinstance(thing, nn.Module)]
-    others = [part for part in dict.fromkeys(found) if part not in own]
-    with ExitStack() as stack:
-        for part in own:
-            _swap_in(vars(part), fake, stack)
-        for part in others:
+    for part in own:
+        _swap_in(vars(part), fake)
+    for part in found:
+        if part not in own:
             # A kind that has no fake may never be asked, or work as it is.
             with suppress(Exception):
-                _swap_in(vars(part), fake, stack)
-        stack.callback(_swap_optimizer(task.optimizer, fake))
-        return stack.pop_all().close
+                _swap_in(vars(part), fake)
+    return _swap_optimizer(task.optimizer, fake)
 
 
-def _swap_in(module: dict[str, Any], fake: Callable[[Any], Any], stack: ExitStack) -> None:
+def _swap_in(module: dict[str, Any], fake: Callable[[Any], Any]) -> None:
     for tensors in (module["_parameters"], module["_buffers"]):
-        swapped = {name: fake(real) for name, real in tensors.items()}
-        stack.callback(tensors.update, dict(tensors))
-        tensors.update(swapped)
+        tensors.update({name: fake(real) for name, real in tensors.items()})
 
 
 def _swap_optimizer(optimizer: Optimizer, fake: Callable[[Any], Any]) -> Callable[[], None]:
