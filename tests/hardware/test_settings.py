@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rightbatch.hardware.cache import fingerprint
 from rightbatch.hardware.child import _wake_up
 from rightbatch.hardware.isolation import Isolated
-from rightbatch.hardware.settings import adopt, settings_here
+from rightbatch.hardware.settings import adopt, precisions_here, settings_here
 from rightbatch.task import Task
+from rightbatch.testing import QuadraticTask
 
 MIB = 2**20
 
@@ -56,6 +58,33 @@ def test_what_is_set_here_is_set_there(
     assert read() == before
     adopt(changed)
     assert read() == after
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9"
+)
+@pytest.mark.parametrize(
+    "place", [lambda: torch.backends.cuda.matmul, lambda: torch.backends.cudnn.conv]
+)
+def test_a_precision_that_was_set_by_its_new_name_is_told(place: Callable[[], Any]) -> None:
+    task = QuadraticTask().task
+    before, plain, known = place().fp32_precision, fingerprint(task), precisions_here()
+    place().fp32_precision = "ieee" if before == "tf32" else "tf32"
+    try:
+        assert precisions_here() != known
+        assert fingerprint(task) != plain  # what was measured with the other one is not taken
+    finally:
+        place().fp32_precision = before
+    assert fingerprint(task) == plain
+    assert precisions_here() == known
+
+
+@pytest.mark.usefixtures("put_back")
+def test_what_was_measured_with_other_settings_is_not_taken() -> None:
+    task = QuadraticTask().task
+    plain = fingerprint(task)
+    torch.backends.cuda.enable_flash_sdp(False)
+    assert fingerprint(task) != plain
 
 
 def test_the_current_device_of_a_process_is_that_of_the_other(

@@ -20,6 +20,7 @@ from rightbatch import _codec
 from rightbatch.errors import ResultsError
 from rightbatch.hardware.budget import device_budget_bytes
 from rightbatch.hardware.identity import CannotIdentify, identify
+from rightbatch.hardware.settings import precisions_here, settings_here
 from rightbatch.hardware.templates import SIZES, tensors_in
 from rightbatch.hardware.workload import host_batches
 from rightbatch.results import Results, Status
@@ -201,12 +202,10 @@ def _surroundings(device: torch.device) -> dict[str, Any]:
         **described,
         "node": platform.node(),
         "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "precision": torch.get_float32_matmul_precision(),
-        "cudnn": [torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32],
+        "settings": settings_here(),
+        "precision": precisions_here(),
         "autocast": [
             torch.is_autocast_enabled(device.type),
             str(torch.get_autocast_dtype(device.type)),
         ],
-        "default_dtype": str(torch.get_default_dtype()),
     }

@@ -5,6 +5,7 @@ attention without its fast path, or another default type takes other memory, or 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -19,6 +20,15 @@ _SWITCHES: dict[str, Switch] = {
     for name in ("flash_sdp", "mem_efficient_sdp", "math_sdp", "cudnn_sdp")
 }
 _CUDNN = ("enabled", "benchmark", "deterministic")
+# One setting by its old names and, from torch 2.9 on, its new ones.
+_PRECISIONS: dict[str, Callable[[], object]] = {
+    "matmul": torch.get_float32_matmul_precision,
+    "cudnn": lambda: torch.backends.cudnn.allow_tf32,
+    "all, new": lambda: torch.backends.fp32_precision,  # pyright: ignore
+    "matmul, new": lambda: torch.backends.cuda.matmul.fp32_precision,
+    "conv, new": lambda: torch.backends.cudnn.conv.fp32_precision,  # pyright: ignore
+    "rnn, new": lambda: torch.backends.cudnn.rnn.fp32_precision,  # pyright: ignore
+}
 
 
 def settings_here() -> dict[str, Any]:
@@ -39,6 +49,22 @@ def settings_here() -> dict[str, Any]:
         "cudnn": {name: getattr(torch.backends.cudnn, name) for name in _CUDNN},
         "switches": {name: read() for name, (read, _) in _SWITCHES.items()},
     }
+
+
+def precisions_here() -> dict[str, str]:
+    """Read what float32 products are computed in, by all the names that torch answers to.
+
+    Where a program has set one by its new name, torch refuses to tell the old one.
+
+    Example:
+        >>> precisions_here()["matmul"] == torch.get_float32_matmul_precision()
+        True
+    """
+    found: dict[str, str] = {}
+    for name, read in _PRECISIONS.items():
+        with suppress(RuntimeError, AttributeError):
+            found[name] = str(read())
+    return found
 
 
 def adopt(settings: dict[str, Any]) -> None:

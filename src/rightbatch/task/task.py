@@ -120,10 +120,7 @@ class Task:
         self.evaluate = evaluate
         self.worst_case = worst_case
         self.name = name or type(model).__name__
-        own = next(model.parameters()).device
-        place = torch.device(device) if device else own
-        # "cuda" leaves open which one; some of torch's functions refuse that, and the model tells.
-        self.device = own if place.index is None and place.type == own.type else place
+        self.device = _place(device, next(model.parameters()).device)
         self._loss = loss
         self._weight = weight
         sizes = [size for size in (self.source.num_examples, max_batch_size) if size is not None]
@@ -290,6 +287,12 @@ def _numbers(group: dict[str, Any]) -> dict[str, float]:
         if is_number and math.isfinite(value):
             numbers[key] = float(value)
     return numbers
+
+
+def _place(named: torch.device | str | None, own: torch.device) -> torch.device:
+    """Complete a name such as "cuda": some of torch's functions refuse it, and the model tells."""
+    place = own if named is None else torch.device(named)
+    return own if place.index is None and place.type == own.type else place
 
 
 def _whole_number(name: str, value: Any, *, at_least: int) -> int | None:
