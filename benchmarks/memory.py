@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -134,14 +134,18 @@ def _nothing(error: str) -> dict[str, Any]:
     return {"size": None, "tried": [], "ooms": 0, "killed": 0, "seconds": None, "error": error}
 
 
-def memory(say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Compare on every model and budget."""
-    cases = []
-    for name in MODELS:
-        for budget_mib in BUDGETS:
+def memory(say: Callable[[str], None], models: Sequence[str] = tuple(MODELS)) -> dict[str, Any]:
+    """Compare on every budget of some models; those of the others stay as they were measured."""
+    file = RESULTS / "memory.json"
+    before = json.loads(file.read_text())["cases"] if file.exists() else []
+    cases = [case for case in before if case["model"] in set(MODELS) - set(models)]
+    for name in models:
+        for budget_mib in BUDGETS[name]:
             say(f"{name}, {budget_mib} MiB")
-            cases.append(_case(name, budget_mib, say))
-    return {"environment": describe_environment(), "limits": LIMITS, "cases": cases}
+            cases.append({**_case(name, budget_mib, say), "environment": describe_environment()})
+    order = list(MODELS)
+    cases.sort(key=lambda case: (order.index(case["model"]), case["budget_mib"]))
+    return {"limits": LIMITS, "cases": cases}
 
 
 def _case(name: str, budget_mib: int, say: Callable[[str], None]) -> dict[str, Any]:
@@ -163,7 +167,8 @@ def _case(name: str, budget_mib: int, say: Callable[[str], None]) -> dict[str, A
                 bool(size) and trains(isolated, size, budget - held, TRUTH_RUNS)
             )
     say(f"  truth {truth}, ours {own['size']} in {own['tried']}")
-    paged = with_pages(task, budget, own["size"]) if own["size"] else None
+    middle = BUDGETS[name][1]  # one is enough to see what pages do
+    paged = with_pages(task, budget, own["size"]) if budget_mib == middle else None
     say(f"  with pages {paged}")
     return {
         "model": name,
@@ -223,14 +228,26 @@ def as_markdown(result: dict[str, Any]) -> str:
         "train. With pages: rightbatch under MALLOC_MMAP_THRESHOLD_=131072, where steps of the "
         "size found without it take so many times as long.",
         "",
-        "Machine: " + ", ".join(f"{k} {v}" for k, v in result["environment"].items()) + ".",
+        *_machines(result["cases"]),
     ]
     return "\n".join(lines) + "\n"
 
 
+def _machines(cases: list[dict[str, Any]]) -> list[str]:
+    """Name the machine of each case once, or of several where they differ."""
+    seen: dict[str, list[str]] = {}
+    for case in cases:
+        machine = ", ".join(f"{k} {v}" for k, v in case["environment"].items())
+        seen.setdefault(machine, []).append(f"{case['model']} {case['budget_mib']}")
+    return [
+        f"Machine{'' if len(seen) == 1 else ' of ' + ', '.join(names)}: {machine}."
+        for machine, names in seen.items()
+    ]
+
+
 def _paged_answer(paged: dict[str, Any] | None) -> list[str]:
     if paged is None:
-        return ["none", ""]
+        return ["", ""]
     return [f"{paged['size']:,}", f"{paged['step_seconds_ratio']:.2f}x"]
 
 

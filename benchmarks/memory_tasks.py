@@ -61,7 +61,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, Tens
     "ResNet-18": (resnet18, image),
     "small GPT": (gpt, text),
 }
-BUDGETS = (300, 450, 600)  # MiB
+BUDGETS = {  # MiB: for tens of examples at least, but for thousands where they are small
+    "MLP": (150, 300, 450),
+    "ResNet-18": (300, 450, 600),
+    "small GPT": (300, 450, 600),
+}
 
 
 def optimizer_for(model: nn.Module) -> torch.optim.Optimizer:
