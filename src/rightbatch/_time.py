@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
+import torch
+
 Clock = Callable[[], float]  # monotonic seconds
 Progress = Callable[[float, str], None]  # fraction done in [0, 1], what is being done
 
@@ -13,6 +15,14 @@ wall_clock: Clock = time.perf_counter
 
 def no_progress(fraction: float, note: str) -> None:
     """Report to nobody."""
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given: only then does a clock tell what it took."""
+    if device.type == "mps":
+        torch.mps.synchronize()  # torch 2.6's general function returns at once there
+    elif device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 @final

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from rightbatch import measure_energy, measure_throughput
 from rightbatch._comm import Group
+from rightbatch._time import synchronize
 from rightbatch.hardware.energy import energy_counters
 from rightbatch.hardware.fake import fakes_of
 from rightbatch.hardware.isolation import Isolated
 from rightbatch.hardware.meters import meter_for
-from rightbatch.hardware.workload import held_bytes, synchronize, take_step
+from rightbatch.hardware.workload import held_bytes, take_step
 from rightbatch.task import Task
 from tests.hardware.tasks import Hungry
 

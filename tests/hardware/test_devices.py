@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rightbatch._time import synchronize
 from rightbatch.hardware import measure_memory, memory
 from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
 from rightbatch.hardware.child import Job, _Attempt, _CudaLimit
 from rightbatch.hardware.fake import _swap_optimizer
 from rightbatch.hardware.live_bytes import LiveBytes
-from rightbatch.hardware.workload import synchronize
 from rightbatch.task import Task
 from rightbatch.testing import QuadraticTask
 

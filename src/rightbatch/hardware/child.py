@@ -20,7 +20,7 @@ import cloudpickle
 import torch
 from torch import nn
 
-from rightbatch._time import wall_clock
+from rightbatch._time import synchronize, wall_clock
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
 from rightbatch.hardware.settings import adopt
@@ -29,7 +29,6 @@ from rightbatch.hardware.workload import (
     bytes_in,
     hold_still,
     prefetched_batches,
-    synchronize,
     take_step,
 )
 from rightbatch.task import Task

@@ -20,10 +20,10 @@ from typing import Any, cast, final
 import numpy as np
 from torch import nn
 
-from rightbatch._time import Clock, wall_clock
+from rightbatch._time import Clock, synchronize, wall_clock
 from rightbatch.hardware.processor import Processor, time_each
 from rightbatch.hardware.step_time import QUANTILE
-from rightbatch.hardware.workload import prefetched_batches, synchronize
+from rightbatch.hardware.workload import prefetched_batches
 from rightbatch.results import LoopClocks, StepShares, WorkerPoint
 from rightbatch.task import Task
 from rightbatch.task.data import Source, to_device

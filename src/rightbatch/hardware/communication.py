@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from rightbatch._comm import Comm, default_comm, gradients_apart, is_sharded
-from rightbatch._time import Clock, Progress, no_progress, wall_clock
+from rightbatch._time import Clock, Progress, no_progress, synchronize, wall_clock
 from rightbatch.errors import TaskError
 from rightbatch.hardware.step_time import estimate_seconds
-from rightbatch.hardware.workload import batches_in_process, hold_still, synchronize
+from rightbatch.hardware.workload import batches_in_process, hold_still
 from rightbatch.results import Communication, Status
 from rightbatch.task import Task
 

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rightbatch._time import Clock, Progress, no_progress, wall_clock
+from rightbatch._time import Clock, Progress, no_progress, synchronize, wall_clock
 from rightbatch.hardware.step_time import estimate_seconds, line_through
-from rightbatch.hardware.workload import batches_in_process, hold_still, synchronize
+from rightbatch.hardware.workload import batches_in_process, hold_still
 from rightbatch.results import EnergyPoint, EnergyProfile, Status
 from rightbatch.task import Task
 

@@ -8,10 +8,10 @@ from typing import Any, final
 import numpy as np
 from torch import Tensor
 
-from rightbatch._time import Clock
+from rightbatch._time import Clock, synchronize
 from rightbatch.hardware.processor import Processor, Stretch, stretch_between, time_each
 from rightbatch.hardware.step_time import QUANTILE
-from rightbatch.hardware.workload import batches_in_process, synchronize
+from rightbatch.hardware.workload import batches_in_process
 from rightbatch.task import Task
 
 _WARM_UP_STEPS = 3  # the first step at a size costs up to 13 times the steady one

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
-from rightbatch._time import Deadline, Progress
+from rightbatch._time import Deadline, Progress, synchronize
 from rightbatch.hardware.meters import Meter, reclaim
 from rightbatch.hardware.outcomes import classify
 from rightbatch.hardware.search import ProbeOutcome
@@ -11,7 +11,6 @@ from rightbatch.hardware.workload import (
     batches_in_process,
     bytes_in,
     prefetched_batches,
-    synchronize,
     take_step,
 )
 from rightbatch.task import Task

@@ -7,7 +7,6 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -84,14 +83,6 @@ def hold_still(optimizer: Optimizer) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * _STILL
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
-    if device.type == "mps":
-        torch.mps.synchronize()  # torch 2.6's general function returns at once there
-    elif device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def held_bytes(task: Task) -> int:

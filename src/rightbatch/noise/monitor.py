@@ -154,7 +154,7 @@ class NoiseMonitor:
             )
         self._parameters = [parameter for _, parameter in self._named]
         self._sharded = any(is_sharded(parameter) for parameter in self._parameters)
-        self._pace = Pace(every, budget, clock)
+        self._pace = Pace(every, budget, clock, self._parameters[0].device)
         self.averages = Averages(self._named, half_life_examples)
         self._source_name = ""
         self._steps = 0

@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 
 from rightbatch._comm import Comm
-from rightbatch._time import Clock
+from rightbatch._time import Clock, synchronize
 
 _TRIALS = 5  # measured steps that tell what measuring costs
 _TRIAL_SPACING = 8  # steps between these
@@ -29,11 +29,15 @@ class Pace:
         every: Measure every n-th step from the start, whatever it costs; ``None``: find out.
         budget: Share of the training time, in (0, 1).
         clock: Monotonic seconds.
+        device: That steps run on. Until the pace is known it is waited for before the clock is
+            read; a measured step, which reads numbers, would else pay for all that were begun.
     """
 
-    def __init__(self, every: int | None, budget: float, clock: Clock) -> None:
+    def __init__(
+        self, every: int | None, budget: float, clock: Clock, device: torch.device
+    ) -> None:
         self.every = every
-        self._budget, self._clock = budget, clock
+        self._budget, self._clock, self._device = budget, clock, device
         self._plain: list[float] = []  # seconds of steps that were not measured
         self._measured: list[float] = []  # seconds of measured steps
         self._own: list[float] = []  # seconds of these that were our own work
@@ -48,15 +52,15 @@ class Pace:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Count the time inside as our own."""
-        begin = self._clock()
+        begin = self._now()
         try:
             yield
         finally:
-            self._working += self._clock() - begin
+            self._working += self._now() - begin
 
     def ended(self, step: int, comm: Comm, *, measured: bool) -> None:
         """Note that a step ended, and decide when to measure next."""
-        now = self._clock()
+        now = self._now()
         if self.every is None and self._ended is not None:
             if measured:
                 self._measured.append(now - self._ended)
@@ -69,6 +73,11 @@ class Pace:
             self._next = step + (self.every or _TRIAL_SPACING)
         self._working = 0.0
         self._ended = self._clock()
+
+    def _now(self) -> float:
+        if self.every is None:
+            synchronize(self._device)
+        return self._clock()
 
     def _affordable(self, comm: Comm) -> int:
         plain = median(self._plain)
