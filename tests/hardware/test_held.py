@@ -15,7 +15,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.data import TensorDataset
 
 from rightbatch.hardware import measure_memory
-from rightbatch.hardware.fake import fakes_of
+from rightbatch.hardware.fake import CannotPredict, fakes_of
 from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.hardware.workload import held_bytes, take_step
 from rightbatch.task import Task
@@ -421,3 +421,29 @@ def test_a_scripted_teacher_is_held() -> None:
         file.seek(0)
         teacher = torch.jit.load(file)
     assert held_bytes(task_of(distilled(teacher))) == WEIGHT + 4 * MILLION
+
+
+def quantized(count: int) -> Tensor:
+    """Make a tensor of a kind that has no counterpart without numbers; a byte an element."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will do without them one day
+        return torch.quantize_per_tensor(torch.zeros(count), 1.0, 0, torch.qint8)
+
+
+def test_what_has_no_fake_is_held_and_predicted_all_the_same() -> None:
+    table, unused = quantized(500), nn.LazyLinear(3)
+    task = task_of(lambda model, batch: plain(model, batch) + len((table, unused)))
+    assert held_bytes(task) == WEIGHT + 500
+    assert predicted(task, 9)[0] - predicted(task_of(plain), 9)[0] == 500
+
+
+def test_state_that_has_no_fake_leaves_the_optimizer_as_it_was() -> None:
+    task, _ = average_in_hook()
+    (parameter,) = task.parameters
+    task.optimizer.state[parameter]["table"] = quantized(500)
+    hooks = dict(task.optimizer._optimizer_step_post_hooks)
+    with pytest.raises(CannotPredict, match="must have a counterpart without numbers"):
+        predicted(task, 9)
+    assert task.optimizer._optimizer_step_post_hooks == hooks != {}
+    assert task.parameters[0] is parameter
+    assert task.model.get_parameter("weight") is parameter
