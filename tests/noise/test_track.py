@@ -1,6 +1,9 @@
 """Oracles: the quadratic task, whose weights after n steps are known; averages by hand."""
 
 import math
+from itertools import repeat
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from rightbatch import Task, supervised
+from rightbatch._time import Deadline, no_progress
 from rightbatch.noise import track_noise
 from rightbatch.noise.estimators import NoiseEstimate
-from rightbatch.noise.track import average_over_minimal_steps, fit_trend
+from rightbatch.noise.track import _Limit, _train_until, average_over_minimal_steps, fit_trend
 from rightbatch.results import NoisePoint, Status
 from rightbatch.testing import FakeClock, QuadraticTask
 
@@ -192,3 +196,22 @@ def test_the_run_ends_when_there_is_nothing_left_to_learn() -> None:
     assert track.points[-1].step < 64
     learned = 0.05 * track.points[0].loss
     assert track.points[-1].loss < learned <= track.points[-2].loss
+
+
+def test_training_takes_as_long_as_the_device_needs() -> None:
+    """Steps are begun at once; looking at their loss waits five seconds for it."""
+    clock = FakeClock()
+
+    class Late:
+        def __abs__(self) -> float:
+            clock.advance(5.0)
+            return 1.0
+
+    task: Any = SimpleNamespace(step=lambda batch: Late())
+    limit = _Limit(10, Deadline(math.inf, clock))
+    goes_on = _train_until(
+        task, repeat(None), 1.0, limit, first_loss=1.0, clock=clock, progress=no_progress
+    )
+    assert goes_on
+    assert limit.step == 10
+    assert limit.trained_seconds == 5.0

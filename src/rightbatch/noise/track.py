@@ -212,9 +212,10 @@ def _train_until(
         loss = task.step(next(batches))
         limit.step += 1
         progress(limit.fraction(), "following the noise along training")
-    limit.trained_seconds += clock() - begin
     # One look per stretch: each look waits for the device, and a run that diverged never heals.
-    return loss is None or bool(abs(loss) <= _DIVERGED * max(abs(first_loss), 1e-30))
+    goes_on = loss is None or bool(abs(loss) <= _DIVERGED * max(abs(first_loss), 1e-30))
+    limit.trained_seconds += clock() - begin  # with what the device still had to do
+    return goes_on
 
 
 def _summarize(task: Task, probes: list[_Probe], batch_size: int, *, diverged: bool) -> NoiseTrack:
