@@ -182,6 +182,20 @@ def test_a_data_set_on_the_host_is_not_held(wrap: Callable[[Tensor], object]) ->
         assert fakes.peak_bytes(1) < 256 * WEIGHT
 
 
+def test_data_on_a_device_of_its_own_is_held() -> None:
+    """Tensors of device "meta" are as little in the host's memory as a GPU's."""
+    model = nn.Linear(WIDE, 1, bias=False, device="meta")
+    data, table = torch.zeros(16, WIDE, device="meta"), torch.zeros(10, device="meta")
+    host = torch.zeros(MILLION)
+    task = task_of(
+        lambda model, batch: plain(model, batch) + len(host),
+        model,
+        dataset=TensorDataset(data),
+        evaluate=lambda model: float(len(table)),
+    )
+    assert held_bytes(task) == WEIGHT + 16 * WEIGHT + 4 * 10
+
+
 def test_a_model_that_the_data_set_calls_is_held() -> None:
     teacher = nn.Linear(WIDE, WIDE, bias=False)
 

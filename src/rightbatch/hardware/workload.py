@@ -91,6 +91,7 @@ def held_bytes(task: Task) -> int:
     Example:
         A weight of 4 bytes, and what the loss refers to:
 
+        >>> import torch
         >>> model, classes = torch.nn.Linear(1, 1, bias=False), torch.ones(10)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> task = Task(model, optimizer, torch.zeros(9, 1), lambda m, x: (m(x) * classes).mean())
@@ -146,6 +147,7 @@ def without_storages_of(others: Iterable[Tensor], tensors: Iterable[Tensor]) -> 
     """List the tensors that share no storage with any of some others.
 
     Example:
+        >>> import torch
         >>> a, b = torch.zeros(3), torch.ones(2)
         >>> without_storages_of([a[1:]], [a, b])
         [tensor([1., 1.])]
@@ -167,6 +169,7 @@ def bytes_in(batch: Any) -> int:
     """Count the bytes of the tensors and arrays of a batch, or of an example.
 
     Example:
+        >>> import torch
         >>> bytes_in({"image": torch.zeros(3, 8, dtype=torch.uint8), "name": ["a", "b", "c"]})
         24
     """
