@@ -13,7 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rightbatch._time import synchronize
-from rightbatch.hardware import measure_memory, memory
+from rightbatch.hardware import child, measure_memory, memory
 from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
 from rightbatch.hardware.child import Job, _Attempt, _CudaLimit
 from rightbatch.hardware.fake import _swap_optimizer
@@ -96,6 +96,27 @@ def test_an_allocator_that_had_to_start_over_has_thrashed(gpu: Gpu) -> None:
     assert limit.thrashed()
     limit.loosen(2 * GIB)
     assert not limit.thrashed()
+
+
+@pytest.mark.parametrize(("at", "outcome"), [(1, "ok"), (2, "thrash"), (3, "thrash")])
+def test_only_from_the_second_step_on_starting_over_counts(
+    at: int, outcome: str, gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first one libraries try out workspaces, and take the next smaller one."""
+    calls = []
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(0)
+        if len(calls) == at:
+            gpu.stats = {"num_alloc_retries": 1}
+        return model(batch).mean()
+
+    model = torch.nn.Linear(1, 1)
+    task = Task(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(9, 1), loss)
+    limit = _CudaLimit(torch.device("cuda:1"), job(GIB))
+    monkeypatch.setattr(child, "_limit_for", lambda device, job: limit)
+    assert _Attempt(task, None, job(GIB)).run().outcome == outcome
+    assert len(calls) == 3
 
 
 def failing(used_bytes: int, text: str) -> Task:

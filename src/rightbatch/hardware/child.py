@@ -192,6 +192,8 @@ class _Attempt:
             take_step(self._task, self._batch, self._job.accumulation_steps)
             synchronize(self._device)
             spent += wall_clock() - start
+            if not peaks:
+                guard.forget()  # libraries try out large workspaces in the first step
             peaks.append(meter.peak_bytes())
             if len(peaks) <= max(self._job.steps, _RISES + 2):
                 left_over.append(_live_bytes())
@@ -283,6 +285,9 @@ class _Limit:
     def thrashed(self) -> bool:
         return False
 
+    def forget(self) -> None:
+        pass
+
     def loosen(self, budget_bytes: int) -> None:
         pass
 
@@ -339,10 +344,13 @@ class _CudaLimit(_Limit):
             _, total = torch.cuda.mem_get_info(self._device)
             share = (self._held + budget_bytes) / total
             torch.cuda.set_per_process_memory_fraction(min(1.0, share), self._device.index)
-        self._before = self._distress()
+        self.forget()
 
     def thrashed(self) -> bool:
         return self._distress() > self._before
+
+    def forget(self) -> None:
+        self._before = self._distress()
 
     def lift(self) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0, self._device.index)
