@@ -83,6 +83,22 @@ def in_partial():
     return partial(loss.of, scale=2.0), loss
 
 
+class Recording:
+    """Its method names globals; its function keeps attributes."""
+
+    def __call__(self, model, batch):
+        return global_loss(model, batch)
+
+
+def in_function():
+    def loss(model, batch):
+        value = model(batch[0]).square().mean()
+        vars(loss)["last"] = value.detach()
+        return value
+
+    return loss, vars(loss)
+
+
 def fakes_in(*things):
     """Find what is fake, however deep; by pickling rules, not by those of the code."""
     found, waiting, seen = [], list(things), set()
@@ -118,7 +134,15 @@ def predict(task: Task) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [in_criterion, in_closure, in_partial, lambda: (global_loss, (LAST, SEEN))]
+    "make",
+    [
+        in_criterion,
+        in_closure,
+        in_partial,
+        in_function,
+        lambda: (global_loss, (LAST, SEEN)),
+        lambda: (Recording(), (LAST, SEEN)),
+    ],
 )
 def test_what_a_loss_keeps_holds_no_fake_after_measuring(make) -> None:
     loss, holder = make()
