@@ -7,6 +7,7 @@ import torch
 
 from rightbatch import BatchSizeController, BatchSizeSampler, BatchSizeSchedule, ExampleLR
 from rightbatch.batches import Regrouped
+from rightbatch.control import controller
 from tests.batches.loaders import Ahead
 from tests.control.doubles import ManyRanks, controlled, weights_and_optimizer
 
@@ -34,6 +35,21 @@ def test_what_would_fail_later_is_refused_at_once(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         controlled(BatchSizeSchedule.parse(text), **options)
+
+
+def test_ranks_talk_from_the_device_of_what_they_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each names its own: all would send from the first device otherwise."""
+    named: list[torch.device | None] = []
+
+    def group(device: torch.device | None = None) -> ManyRanks:
+        named.append(device)
+        return ManyRanks(2)
+
+    monkeypatch.setattr(controller, "default_comm", group)
+    weight = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    BatchSizeController(optimizer, BatchSizeSchedule.parse("0:8"))
+    assert named == [torch.device("meta")]
 
 
 def test_trying_every_size_changes_nothing() -> None:

@@ -138,7 +138,8 @@ class BatchSizeController:
             max_micro_batch_size = check_whole("max_micro_batch_size", max_micro_batch_size)
         self._schedule, self._sampler, self._scheduler = schedule, sampler, scheduler
         self._most, self._log = max_micro_batch_size, log
-        self._comm = default_comm() if comm is None else comm
+        place = optimizer.param_groups[0]["params"][0].device
+        self._comm = default_comm(place) if comm is None else comm
         self._evidence = Evidence(monitor, self._comm)
         self.examples_seen = 0 if sampler is None else sampler.examples_seen
         self.moves: tuple[Move, ...] = ()
