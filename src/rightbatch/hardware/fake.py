@@ -25,7 +25,6 @@ from torch.utils._pytree import tree_map
 from rightbatch.errors import RightBatchError
 from rightbatch.hardware.leftovers import no_fakes_left
 from rightbatch.hardware.live_bytes import LiveBytes
-from rightbatch.hardware.reachable import reachable
 from rightbatch.hardware.templates import SIZES, check_alike, resized
 from rightbatch.hardware.workload import (
     data_tensors,
@@ -36,6 +35,7 @@ from rightbatch.hardware.workload import (
 )
 from rightbatch.task import Task
 from rightbatch.task.data import to_device
+from rightbatch.task.reachable import reachable
 
 _CUDA_GRANULE = 512  # bytes; what the caching allocator rounds up to
 _DRAWS = 8  # of three widths at random, all are alike once in 6,561 times

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from rightbatch.hardware.reachable import EMPTY, content, is_followed, named, parts, reachable
+from rightbatch.task.reachable import EMPTY, content, is_followed, named, parts, reachable
 
 Restore = Callable[[], None]
 

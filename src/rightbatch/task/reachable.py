@@ -9,9 +9,17 @@ tensor     -->  gradient, attributes, hooks
 import dis
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +30,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 EMPTY: Final = object()  # what a variable holds before it is assigned
 
 _MOST = 200_000  # things; a loss that refers to more holds a data set
-_PLAIN = (str, bytes, int, float, complex, bool, type(None), np.ndarray, np.generic)
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), np.generic)
 _UNSEEN = (*_PLAIN, type, ModuleType, CodeType, BuiltinFunctionType)
 _LIBRARIES = frozenset((*sys.stdlib_module_names, "torch", "numpy"))
 _OF_GLOBALS = frozenset(
@@ -31,7 +39,12 @@ _OF_GLOBALS = frozenset(
 _HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def reachable(roots: Iterable[Any], *, closed: tuple[type, ...] = ()) -> Iterator[Any]:
+def reachable(
+    roots: Iterable[Any],
+    *,
+    closed: tuple[type, ...] = (),
+    skipped: Callable[[Any], bool] | None = None,
+) -> Iterator[Any]:
     """Yield whatever some objects refer to, each once, the nearest first; the roots themselves too.
 
     Not followed are classes (but for the methods of an object's own), modules of Python, what a
@@ -40,6 +53,7 @@ def reachable(roots: Iterable[Any], *, closed: tuple[type, ...] = ()) -> Iterato
     Args:
         roots: Functions and objects whose code runs.
         closed: Types of things that are yielded, and not looked into.
+        skipped: Whether a thing is neither yielded nor looked into.
 
     Example:
         >>> weights = Tensor([1.0, 2.0])
@@ -55,6 +69,8 @@ def reachable(roots: Iterable[Any], *, closed: tuple[type, ...] = ()) -> Iterato
         if id(thing) in known or not is_followed(thing):
             continue
         known[id(thing)] = thing
+        if skipped is not None and skipped(thing):
+            continue
         yield thing
         if not isinstance(thing, closed):
             waiting.extend(parts(thing))
@@ -132,13 +148,27 @@ def _of_classes(thing: Any) -> list[Any]:
     """List what an object has by its class: slots, and the methods that no library wrote."""
     found: list[Any] = []
     for kind in type(thing).__mro__:
-        if _is_of_library(kind.__module__):
-            continue
-        slots = kind.__dict__.get("__slots__", ())
-        names = (slots,) if isinstance(slots, str) else slots
-        found += [getattr(thing, name, None) for name in names]
-        found += kind.__dict__.values()
-    return found
+        if not _is_of_library(kind.__module__):
+            found += kind.__dict__.values()
+    return [*found, *(getattr(thing, slot.__name__, None) for slot in slots_of(thing))]
+
+
+def slots_of(thing: Any) -> list[MemberDescriptorType]:
+    """List the attributes that an object keeps outside of its dictionary.
+
+    Example:
+        >>> class Counter:
+        ...     __slots__ = ("steps",)
+        >>> [slot.__name__ for slot in slots_of(Counter())]
+        ['steps']
+    """
+    return [
+        slot
+        for kind in type(thing).__mro__
+        if "__slots__" in kind.__dict__ and not _is_of_library(kind.__module__)
+        for slot in kind.__dict__.values()
+        if isinstance(slot, MemberDescriptorType)
+    ]
 
 
 def _is_of_library(module: str | None) -> bool:
