@@ -73,7 +73,7 @@ def test_nothing_is_said_of_another_c_library(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("budget_mib", "share"), [(100, 0.05), (240, 0.05), (300, 0.04), (600, 0.02), (6000, 0.02)]
+    ("budget_mib", "share"), [(100, 0.08), (150, 0.08), (300, 0.04), (600, 0.02), (6000, 0.02)]
 )
 def test_twelve_mebibytes_are_kept_free_within_bounds(monkeypatch, budget_mib, share):
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)

@@ -21,7 +21,7 @@ _VALUE = 131072  # bytes; what glibc starts with, before it adapts to what is fr
 _TUNABLE = "glibc.malloc.mmap_threshold"  # the same by another name
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 # Two runs of one size differ by some MiB: kept free, at least and at most these shares.
-_NOISE_BYTES, _LEAST_SPARE, _MOST_SPARE = 12 * 2**20, 0.02, 0.05
+_NOISE_BYTES, _LEAST_SPARE, _MOST_SPARE = 12 * 2**20, 0.02, 0.08
 _WASTE = 1.5  # times what is alive, from where on it is worth a word
 
 
