@@ -100,6 +100,22 @@ def test_a_deadline_takes_more_devices_than_the_least_cost_asks_for() -> None:
     assert f"{format_ratio(cost)} its cost" in reason
 
 
+def test_sizes_as_good_as_the_best_keep_the_deadline_too() -> None:
+    """Without one they are within 5 % of the least time; with one of a tenth of that, nearer."""
+    free = made(devices=[1], steps_today=STEPS)
+    (point,) = free.front
+    fastest = min(c.relative_time for c in free.candidates)
+    chosen = next(c for c in free.candidates if c.batch_size == free.batch_size)
+    assert point.seconds is not None
+    least = point.seconds * fastest / chosen.relative_time
+    tight = made(devices=[1], steps_today=STEPS, deadline_seconds=1.005 * least)
+    keep = [c.batch_size for c in free.candidates if c.relative_time <= 1.005 * fastest]
+    near = [c.batch_size for c in free.candidates if c.relative_time <= 1.05 * fastest]
+    assert (free.low, free.high) == (min(near), max(near))
+    assert (tight.low, tight.high) == (min(keep), max(keep))
+    assert len(keep) < len(near)
+
+
 def test_a_budget_takes_fewer_devices_than_the_least_time_asks_for() -> None:
     free = made(steps_today=STEPS, price_per_hour=1.0)
     assert free.devices == 4

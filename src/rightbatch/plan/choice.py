@@ -110,7 +110,7 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     front = find_front(weighed, candidates, options, today)
     way = weighed.ways[front.chosen]
     current, speedup = _against_today(today, weighed, front.chosen)
-    low, high = near_best(weighed, front.chosen)
+    low, high = near_best(weighed, front.chosen, front.keeping)
     rate, rate_source = suggest_learning_rate(
         inputs, way.batch_size, critical=float(np.median(weighed.critical))
     )

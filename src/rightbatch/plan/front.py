@@ -23,6 +23,7 @@ class Front:
     taken: dict[str, int]  # objective -> index, of all points
     chosen: int
     unlimited: int  # what would be chosen without deadline and budget
+    keeping: NDArray[np.bool_]  # ways that keep both, or that cannot be judged
 
 
 def find_front(
@@ -74,6 +75,7 @@ def _front_among(
         taken=taken,
         chosen=_within_limits(weighed, indices, lengths, options),
         unlimited=taken[options.objective],
+        keeping=allowed,
     )
 
 

@@ -151,12 +151,12 @@ def choose_size(weighed: Weighed, usable: NDArray[np.bool_]) -> tuple[int, list[
     return chosen, [ways[i].batch_size for i in ties if i == chosen or _is_round(ways[i])]
 
 
-def near_best(weighed: Weighed, chosen: int) -> tuple[int, int]:
+def near_best(weighed: Weighed, chosen: int, allowed: NDArray[np.bool_]) -> tuple[int, int]:
     """Smallest and largest size within 5 % of the best, on as many devices as are chosen.
 
-    In at least half of the draws.
+    In at least half of the draws, and among the allowed ways where there are any.
     """
-    usable = weighed.where(weighed.ways[chosen].devices)
+    usable = weighed.keeping(weighed.ways[chosen].devices, allowed)
     share = (_regret(weighed, usable) <= 1 + TIE).mean(axis=0)
     near = [
         way.batch_size
