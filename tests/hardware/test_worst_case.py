@@ -77,6 +77,17 @@ def test_the_longest_of_each_part_that_is_padded_fills_the_batch(size):
     assert (sources.shape, targets.shape) == ((size, 90), (size, 80))
 
 
+@pytest.mark.parametrize(
+    ("collate", "words"),
+    [(pad_each, "two examples by turns"), (concatenate_each, "copies of the longest")],
+)
+def test_the_note_tells_what_batches_are_made_of(collate, words):
+    pairs = [pair(90, 5), pair(50, 60), pair(4, 80), pair(3, 3)] * 10
+    note = find_longest(made_of(pairs, collate)).note
+    assert words in note
+    assert "of 40 that were looked at (the longest has 110 elements)" in note
+
+
 def test_without_padding_the_longest_by_its_sum_fills_the_batch():
     pairs = [pair(90, 5), pair(50, 60), pair(4, 80), pair(3, 3)] * 10
     sources, targets = find_longest(made_of(pairs, concatenate_each))(4)

@@ -267,10 +267,7 @@ class _Hunt:
         with task.preserved(weights=False):
             longest = find_longest(task, seed=self._seed)
         if longest is not None:
-            self._notes.append(
-                f"Examples differ in length: batches are copies of the longest of "
-                f"{longest.looked_at:,} that were looked at ({longest.elements:,} elements)."
-            )
+            self._notes.append(longest.note)
         return longest
 
     def _predicted(self, probe: Probe) -> MemoryProfile:

@@ -32,6 +32,17 @@ class Repeated:
     elements: int  # in the longest example
     looked_at: int
 
+    @property
+    def note(self) -> str:
+        """What batches are made of, in words."""
+        what = "copies of the longest"
+        if len(self.examples) > 1:
+            what = "two examples by turns, which have the longest parts"
+        return (
+            f"Examples differ in length: batches are made of {what} of {self.looked_at:,} that "
+            f"were looked at (the longest has {self.elements:,} elements)."
+        )
+
     def __call__(self, size: int) -> Any:
         """Collate so many copies; every padded row is then as long as the longest."""
         return self.collate_fn(list(islice(cycle(self.examples), size)))
