@@ -31,6 +31,7 @@ SHARES = {
 }
 CACHED = ("memory", "throughput")  # the other parts depend on the weights
 _CHEAP = 1.25  # a micro-batch costs at most this factor more per example than the cheapest
+_ISOLATED_SECONDS = 25.0  # for memory; with less, processes of their own take too long to start
 _ENDED_EARLY = (Status.OUT_OF_TIME, Status.LEAK)
 
 
@@ -70,7 +71,8 @@ def find(
         max_cost: The most that the whole run may cost.
         steps_today: Optimizer steps of the whole run at today's batch size.
         upfront_costs: What is paid once, "per_device" and for "retuning".
-        time_budget_seconds: For everything together.
+        time_budget_seconds: For everything together. From five and a quarter minutes on batch sizes
+            are tried in processes of their own: see `measure_memory`.
         seed: Of every draw.
         cache: Where memory and throughput may be known from; the time goes to the other parts.
         on_part: Called with all findings so far after each part, so that an interrupted run
@@ -105,7 +107,8 @@ def find(
             "A minute is enough for most tasks."
         )
     run = _Run(task, Deadline(time_budget_seconds, clock), seed, cache, on_part, progress)
-    memory = run.part("memory", measure_memory, isolate=False)
+    isolate = SHARES["memory"] * time_budget_seconds >= _ISOLATED_SECONDS
+    memory = run.part("memory", measure_memory, isolate=isolate)
     if memory.status is Status.NOTHING_FITS:
         return run.findings
     # A search that ended early bounds nothing: then throughput watches the memory itself.
