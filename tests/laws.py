@@ -7,7 +7,7 @@ assert_world_unchanged(task, run, interrupt=False)           # for what catches 
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -75,19 +75,45 @@ def assert_world_unchanged(task: Task, run: Callable[[], Any], *, interrupt: boo
         run: Measures it. It must get as far as calling the loss twice.
         interrupt: Whether to try it with an error and with Ctrl-C half-way too.
     """
-    before = snapshot(task)
-    with tripwire(task) as calls:
-        run()
-    assert_same_world(before, snapshot(task))
-    assert len(calls) >= 2, f"the loss was called {len(calls)} times: nothing was measured"
-    for error in (Interrupted, KeyboardInterrupt) if interrupt else ():
-        half_way = (len(calls) + 1) // 2
-        with (
-            tripwire(task, at=half_way, error=error),
-            pytest.raises((error, TaskError), match=f"at call {half_way} of the loss"),
-        ):
+    with averaged(task) as average:
+
+        def world() -> Snapshot:
+            return snapshot(task) | {f"average {key}": _content(average[key]) for key in average}
+
+        before = world()
+        with tripwire(task) as calls:
             run()
-        assert_same_world(before, snapshot(task))
+        assert_same_world(before, world())
+        assert len(calls) >= 2, f"the loss was called {len(calls)} times: nothing was measured"
+        for error in (Interrupted, KeyboardInterrupt) if interrupt else ():
+            half_way = (len(calls) + 1) // 2
+            with (
+                tripwire(task, at=half_way, error=error),
+                pytest.raises((error, TaskError), match=f"at call {half_way} of the loss"),
+            ):
+                run()
+            assert_same_world(before, world())
+
+
+@contextmanager
+def averaged(task: Task) -> Iterator[dict[str, Any]]:
+    """Keep an average of what is trained in a hook of the optimizer, as many loops do.
+
+    Yields:
+        The average: how many steps it was updated in, and its tensors.
+    """
+    average = {"steps": 0, "values": [p.detach().clone() for p in task.parameters]}
+
+    def update(*_: Any) -> None:
+        average["steps"] += 1
+        for mean, parameter in zip(average["values"], task.parameters, strict=False):
+            mean.lerp_(parameter.detach().to(mean), 0.5)
+
+    hook = task.optimizer.register_step_post_hook(update)
+    try:
+        yield average
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -99,18 +125,21 @@ def tripwire(
     Yields:
         The numbers of the calls so far.
     """
-    loss, calls = task._loss, []
+    loss = task._loss
+
+    class Seen:
+        calls: ClassVar[list[int]] = []  # a class's own, since what the loss keeps is put back
 
     def counted(model: nn.Module, batch: Any) -> Tensor:
         value = loss(model, batch)
-        calls.append(len(calls) + 1)
-        if len(calls) == at:
+        Seen.calls.append(len(Seen.calls) + 1)
+        if len(Seen.calls) == at:
             raise error(f"at call {at} of the loss")
         return value
 
     task._loss = counted
     try:
-        yield calls
+        yield Seen.calls
     finally:
         task._loss = loss
 

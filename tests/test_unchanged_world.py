@@ -4,10 +4,16 @@ Every instrument meets the whole zoo, runs through, and is interrupted half-way 
 by Ctrl-C; after each, every bit of the world must be as it was.
 """
 
+from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import TensorDataset
 
 import rightbatch as rb
 from rightbatch.errors import TaskError
@@ -82,6 +88,41 @@ def test_nothing_changes(specimen: Specimen, instrument: str) -> None:
         with pytest.raises(TaskError, match=refusal):
             INSTRUMENTS[instrument](task)
         assert_same_world(before, snapshot(task))
+
+
+class Centred(nn.Module):
+    """A criterion that keeps a running mean, in place and by assignment, and the last losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(1))
+        self.scale, self.losses = torch.ones(1), deque(maxlen=2)
+
+    def forward(self, output: Tensor, target: Tensor) -> Tensor:
+        self.centre.lerp_(output.detach().mean(0), 0.1)
+        self.scale = 0.9 * self.scale + 0.1 * output.detach().square().mean()
+        loss = ((output - target).square() + 0.01 * output * self.centre * self.scale).mean()
+        self.losses.append(loss.detach())
+        return loss
+
+
+@pytest.mark.parametrize("instrument", ["noise", "memory", "throughput", "race"])
+def test_nothing_changes_that_hooks_and_the_loss_keep(instrument: str) -> None:
+    model, criterion = nn.Linear(3, 1), Centred()
+    rows = TensorDataset(torch.randn(24, 3), torch.randn(24, 1))
+    task = Task(model, torch.optim.SGD(model.parameters(), lr=0.01), rows, rb.supervised(criterion))
+    average = AveragedModel(model)
+    task.optimizer.register_step_post_hook(lambda *_: average.update_parameters(model))
+    for batch in islice(task.batches(4), 2):
+        task.step(batch)
+    held = {**criterion.state_dict(keep_vars=True), **average.state_dict(keep_vars=True)}
+    held |= {"scale": criterion.scale, "first": criterion.losses[0], "last": criterion.losses[1]}
+    before = {name: tensor.tolist() for name, tensor in held.items()}
+    INSTRUMENTS[instrument](task)
+    assert {name: tensor.tolist() for name, tensor in held.items()} == before
+    assert criterion.scale is held["scale"]
+    assert list(map(id, criterion.losses)) == [id(held["first"]), id(held["last"])]
+    assert average.n_averaged.item() == 2
 
 
 @pytest.mark.parametrize("instrument", INSTRUMENTS)

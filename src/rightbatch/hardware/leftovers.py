@@ -7,19 +7,17 @@ A running mean in a criterion or a list of losses would otherwise hold a tensor 
 the next real loss would be one as well.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from types import CellType, FunctionType
 from typing import Any
 
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from rightbatch.task.reachable import EMPTY, content, is_followed, named, parts, reachable
-
-Restore = Callable[[], None]
+from rightbatch.task.kept import keep_references
+from rightbatch.task.reachable import is_followed, parts, reachable
+from rightbatch.task.storages import Restore
 
 
 @contextmanager
@@ -28,7 +26,7 @@ def no_fakes_left(roots: Iterable[Any]) -> Iterator[None]:
 
     Containers, attributes and variables that then hold a fake get back what they held before; the
     others may have changed for reasons of their own, and stay. Looked into is what `reachable`
-    finds; what an object keeps in slots, or a class in its own attributes, is not put back.
+    finds; what a class keeps in its own attributes is not put back.
 
     Args:
         roots: Functions and objects whose code runs inside the block.
@@ -59,28 +57,10 @@ def no_fakes_left(roots: Iterable[Any]) -> Iterator[None]:
 
 
 def _restorer(thing: Any) -> Restore | None:
-    """Remember what a thing holds, where that can change."""
+    """Remember what a thing refers to, where that can change."""
     if isinstance(thing, Tensor):
         return partial(setattr, thing, "grad", thing.grad) if thing.is_leaf else None
-    if isinstance(thing, CellType):
-        before = content(thing)
-        if before is EMPTY:
-            return partial(delattr, thing, "cell_contents")
-        return partial(setattr, thing, "cell_contents", before)
-    if isinstance(thing, FunctionType):
-        return partial(thing.__globals__.update, named(thing))
-    if isinstance(thing, dict):
-        return partial(_refill, thing, dict(thing), type(thing).update)
-    if isinstance(thing, set):
-        return partial(_refill, thing, set(thing), type(thing).update)
-    if isinstance(thing, list | deque):
-        return partial(_refill, thing, list(thing), type(thing).extend)
-    return None
-
-
-def _refill(holder: Any, before: Any, fill: Callable[[Any, Any], Any]) -> None:
-    holder.clear()
-    fill(holder, before)
+    return keep_references(thing)
 
 
 def _holds_fake(thing: Any, known: dict[int, Any]) -> bool:

@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from rightbatch.task.storages import stored_parts
+
 
 @final
 class LiveBytes(TorchDispatchMode):
@@ -103,24 +105,3 @@ class LiveBytes(TorchDispatchMode):
     def _drop(self, counted: list[int]) -> None:
         self.bytes -= counted[0]
         counted[0] = 0
-
-
-def stored_parts(tensor: Tensor) -> list[Tensor]:
-    """List the plain tensors, each in a storage of its own, that a tensor's numbers are in.
-
-    Example:
-        >>> [part.numel() for part in stored_parts(torch.eye(3).to_sparse())]
-        [6, 3]
-    """
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        return [part for name in names for part in stored_parts(getattr(tensor, name))]
-    if tensor.layout is torch.strided:
-        return [tensor]
-    if tensor.layout is torch.sparse_coo:
-        return [tensor._indices(), tensor._values()]
-    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
-        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
-    if tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
-        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
-    return []  # a layout of one library alone, whose bytes it does not tell

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rightbatch.errors import TaskError
-from rightbatch.hardware.live_bytes import LiveBytes, stored_parts
+from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.task import Task
 from rightbatch.task.data import examples_in, to_device
 from rightbatch.task.reachable import reachable
+from rightbatch.task.storages import stored_parts
 
 NO_CAP = 2**20  # examples; for a stream, where nothing else ends the search
 _STILL = 1e-6

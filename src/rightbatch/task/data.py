@@ -6,13 +6,15 @@ own, so that neither the global random state nor an iterator of the user's is co
 
 import copy
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import count, islice
+from types import FunctionType, MethodType
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -23,6 +25,9 @@ from torch.utils.data import (
 )
 
 from rightbatch.errors import TaskError
+from rightbatch.task.reachable import reachable
+
+_LONG = 200  # items; further ones are single examples
 
 
 @final
@@ -75,6 +80,32 @@ class Source:
         if hasattr(private, "generator"):
             private.generator = _generator(seed)
         return private
+
+
+def owned_by(source: Source) -> list[Any]:
+    """List what a source's data set and sampler refer to, but for modules and functions.
+
+    Long containers are listed and not looked into: what is drawn from is near the surface.
+
+    Example:
+        >>> images = torch.zeros(4, 2)
+        >>> source = Source(dataset=torch.utils.data.TensorDataset(images))
+        >>> any(thing is images for thing in owned_by(source))
+        True
+    """
+    found: list[Any] = []
+
+    def is_long(thing: Any) -> bool:
+        if not isinstance(thing, list | tuple | dict | set | deque) or len(thing) <= _LONG:
+            return False
+        found.append(thing)
+        return True
+
+    roots = (source.dataset, source.sampler, *source.loader_options.values())
+    code = (nn.Module, FunctionType, MethodType)
+    reached = islice(reachable(roots, closed=code, skipped=is_long), _LONG)
+    found += [thing for thing in reached if not isinstance(thing, code)]
+    return found
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from rightbatch.errors import TaskError
 from rightbatch.results import TaskFacts
-from rightbatch.task.data import Source, examples_in, source_from, to_device
+from rightbatch.task.data import Source, examples_in, owned_by, source_from, to_device
 from rightbatch.task.preflight import preflight
 from rightbatch.task.world import preserved
 
@@ -226,6 +226,8 @@ class Task:
     def preserved(self, *, weights: bool = True) -> AbstractContextManager[None]:
         """Restore model, optimizer and random states bit for bit on leaving the ``with`` block.
 
+        And what the loss and hooks keep for themselves: averages of the model, queues, counters.
+
         Args:
             weights: ``False`` where no step is taken inside: parameters and optimizer state are
                 then not copied.
@@ -241,7 +243,14 @@ class Task:
             >>> model.weight.item() == before
             True
         """
-        return preserved(self.model, self.optimizer, weights=weights)
+        code = (self._loss, self._weight, self.model)
+        return preserved(
+            self.model,
+            self.optimizer,
+            weights=weights,
+            code=(*code, self.optimizer) if weights else code,
+            apart=(self, *owned_by(self.source)),
+        )
 
     def check(self) -> tuple[str, ...]:
         """Look before anything is measured; return what the user should know, a sentence each.

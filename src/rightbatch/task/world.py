@@ -3,37 +3,71 @@
 `preserved` copies to host memory whatever training touches and restores it in place, so that
 every tensor, dictionary and list keeps its identity: parameters, buffers, gradients (also their
 absence), optimizer state (also its absence) and groups, train/eval flags, ``requires_grad``,
-hooks, the attributes that modules set on themselves, and every random state.
+hooks, the attributes that modules set on themselves, every random state, and what the loss and
+hooks keep for themselves: averages of the model, running centres, queues, counters.
 """
 
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-Restore = Callable[[], None]
+from rightbatch.task.kept import keep_reached, keep_references, keep_tensor, keep_values
+from rightbatch.task.reachable import reachable
+from rightbatch.task.storages import Restore
+
+_MACHINERY: Final = frozenset(
+    (
+        "_io",
+        "_queue",
+        "_thread",
+        "asyncio",
+        "concurrent",
+        "io",
+        "logging",
+        "multiprocessing",
+        "queue",
+        "selectors",
+        "socket",
+        "ssl",
+        "subprocess",
+        "threading",
+    )
+)
+_MACHINERY_OF_TORCH: Final = ("torch._", "torch.distributed", "torch.fx", "torch.utils.data")
 
 
 @contextmanager
-def preserved(model: nn.Module, optimizer: Optimizer, *, weights: bool = True) -> Iterator[None]:
+def preserved(
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    weights: bool = True,
+    code: Iterable[Any] = (),
+    apart: Iterable[Any] = (),
+) -> Iterator[None]:
     """Restore model, optimizer and random states bit for bit on leaving, however it is left.
 
-    A Ctrl-C that arrives while things are put back waits until they are. What modules hold in
-    objects other than tensors, arrays, generators, dictionaries, lists and sets cannot be seen:
-    such an object is put back, but not what ``forward`` changed inside it.
+    A Ctrl-C that arrives while things are put back waits until they are. What iterators have given
+    out, what a class keeps in its own attributes, and what files, queues and threads hold cannot be
+    put back.
 
     Args:
         model: Whose parameters, buffers, gradients, flags and attributes to keep.
         optimizer: Whose state and groups to keep.
         weights: Whether parameters and optimizer state may change. ``False`` where the work
             inside takes no step: then no copy of them is made.
+        code: Functions and objects that are called inside. What they refer to is kept as well:
+            see `reachable` and `keep_reached`.
+        apart: What `code` may refer to and nobody changes: the data set.
 
     Yields:
         Nothing.
@@ -43,15 +77,18 @@ def preserved(model: nn.Module, optimizer: Optimizer, *, weights: bool = True) -
     parameters = dict.fromkeys(model.parameters())
     parameters.update(dict.fromkeys(p for group in optimizer.param_groups for p in group["params"]))
     restorers = [_keep_random_states(), _keep_flags(model, list(parameters))]
-    seen: set[int] = set()
+    seen: dict[int, Any] = {}
+    if not weights:
+        moments = (value for state in optimizer.state.values() for value in state.values())
+        seen.update({id(kept): kept for kept in (*parameters, *moments)})
+        apart = (*apart, optimizer, optimizer.state, optimizer.param_groups)
     for parameter in parameters:
-        if not weights:
-            seen.add(id(parameter))
         _keep((parameter, parameter.grad), restorers, seen)
     # Scripted modules hold their buffers out of sight of `vars`.
     parts = [*map(vars, model.modules()), tuple(model.buffers())]
     for part in [*parts, vars(optimizer)] if weights else parts:
         _keep(part, restorers, seen)
+    restorers += _keep_code(code, apart, seen)
     try:
         yield
     finally:
@@ -62,105 +99,49 @@ def preserved(model: nn.Module, optimizer: Optimizer, *, weights: bool = True) -
                 stack.callback(restore)
 
 
-def _keep(value: Any, restorers: list[Restore], seen: set[int]) -> None:
+def _keep(value: Any, restorers: list[Restore], seen: dict[int, Any]) -> None:
     """Add what puts a mutable value back in place; follow containers into their items."""
     if id(value) in seen:
         return
-    keeper = next((keep for kind, keep in _KEEPERS.items() if isinstance(value, kind)), None)
-    if keeper is not None:
-        seen.add(id(value))
-        restorers.append(keeper(value))
+    if isinstance(value, Tensor):
+        restore = keep_tensor(value)
+    elif isinstance(value, dict | list | set):
+        restore = keep_references(value)
+    else:
+        restore = keep_values(value)
+    if restore is not None:
+        seen[id(value)] = value
+        restorers.append(restore)
     if isinstance(value, dict | list | tuple):
         for item in list(value.values() if isinstance(value, dict) else value):
             _keep(item, restorers, seen)
 
 
-def _keep_tensor(tensor: Tensor) -> Restore:
-    alias = tensor.detach()  # the memory that it has now, should `.data` be assigned
-    value = _written_once(alias).to("cpu", copy=True)
+def _keep_code(code: Iterable[Any], apart: Iterable[Any], seen: Mapping[int, Any]) -> list[Restore]:
+    """List what puts back all that code refers to and that is not kept yet."""
+    outside = {id(thing): thing for thing in apart}
 
-    def restore() -> None:
-        if alias.layout is not torch.strided:
-            tensor.copy_(value)  # a sparse alias shares the numbers, but not how many they are
-            return
-        if tensor.data_ptr() != alias.data_ptr():
-            tensor.data = alias
-        _written_once(alias).copy_(value)
+    def is_outside(thing: Any) -> bool:
+        return id(thing) in outside or _is_machinery(type(thing))
 
-    return restore
-
-
-def _written_once(tensor: Tensor) -> Tensor:
-    """Narrow expanded dimensions, whose many elements are one number in memory."""
-    if tensor.layout is torch.strided:
-        for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-            if stride == 0 and size > 1:
-                tensor = tensor.narrow(dim, 0, 1)
-    return tensor
+    reached = reachable(code, skipped=is_outside)
+    return keep_reached(
+        [thing for thing in reached if id(thing) not in seen],
+        own=[kept for kept in seen.values() if isinstance(kept, Tensor)],
+        data=[thing for thing in outside.values() if isinstance(thing, Tensor)],
+    )
 
 
-def _keep_array(array: np.ndarray[Any, Any]) -> Restore:
-    value = array.copy()
-
-    def restore() -> None:
-        if array.flags.writeable:
-            array[...] = value
-
-    return restore
-
-
-def _keep_generator(generator: torch.Generator) -> Restore:
-    state = generator.get_state()
-
-    def restore() -> None:
-        generator.set_state(state)
-
-    return restore
-
-
-def _keep_dict(mapping: dict[Any, Any]) -> Restore:
-    saved = dict(mapping)
-    identities = _identities(saved)
-
-    def restore() -> None:
-        if _identities(mapping) != identities:
-            mapping.clear()
-            mapping.update(saved)
-
-    return restore
-
-
-def _identities(mapping: dict[Any, Any]) -> list[tuple[int, int]]:
-    return [(id(key), id(value)) for key, value in mapping.items()]
-
-
-def _keep_list(items: list[Any]) -> Restore:
-    saved = list(items)
-
-    def restore() -> None:
-        items[:] = saved
-
-    return restore
-
-
-def _keep_set(items: set[Any]) -> Restore:
-    saved = set(items)
-
-    def restore() -> None:
-        items.clear()
-        items.update(saved)
-
-    return restore
-
-
-_KEEPERS: dict[type, Callable[[Any], Restore]] = {
-    Tensor: _keep_tensor,
-    np.ndarray: _keep_array,
-    torch.Generator: _keep_generator,
-    dict: _keep_dict,
-    list: _keep_list,
-    set: _keep_set,
-}
+@lru_cache(maxsize=4096)
+def _is_machinery(kind: type) -> bool:
+    """Whether files, threads or compiled code go with an object, which cannot be turned back."""
+    if issubclass(kind, nn.Module | Tensor | torch.Generator):
+        return False
+    names = [base.__module__ for base in kind.__mro__]
+    return any(
+        name.partition(".")[0] in _MACHINERY or name.startswith(_MACHINERY_OF_TORCH)
+        for name in names
+    )
 
 
 def _keep_flags(model: nn.Module, parameters: list[Tensor]) -> Restore:
