@@ -98,11 +98,12 @@ def test_a_late_entrant_sees_what_the_others_saw() -> None:
 
 
 def test_dropout_differs_between_steps_but_not_between_contenders() -> None:
-    drawn: dict[float, list[float]] = {}
+    drawn: dict[float, list[float]] = {0.0: [], 0.1: [], 0.2: []}
+    notes = {rate: seen.append for rate, seen in drawn.items()}  # the lists would be put back
     model, rate_now = Bowl([1.0]), [0.0]
 
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
-        drawn.setdefault(rate_now[0], []).append(torch.rand(()).item())
+        notes[rate_now[0]](torch.rand(()).item())
         return model.weight.square().sum()  # type: ignore[operator]
 
     optimizer = LoggingSGD(model.parameters(), lr=0.01)

@@ -27,9 +27,10 @@ def test_a_healthy_task_has_no_warnings() -> None:
 
 def test_nothing_larger_than_eight_examples_is_tried() -> None:
     sizes = []
+    note = sizes.append  # the list itself would be put back
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        sizes.append(len(batch[0]))
+        note(len(batch[0]))
         return mse(model, batch)
 
     model = small_net()

@@ -287,9 +287,10 @@ def test_infinite_settings_are_left_out_of_the_facts() -> None:
 
 def test_check_looks_once_and_remembers() -> None:
     calls = []
+    note = calls.append  # the list itself would be put back
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        calls.append(1)
+        note(1)
         return F.mse_loss(model(batch[0]), batch[1])
 
     task = build(loss=loss)

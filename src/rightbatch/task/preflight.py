@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rightbatch.errors import NotRepeatable, RightBatchError, TaskError
 from rightbatch.task.data import examples_in
+from rightbatch.task.world import preserved
 
 if TYPE_CHECKING:
     from rightbatch.task.task import Task
@@ -37,17 +38,8 @@ def preflight(task: Task) -> tuple[str, ...]:
     """
     _check_optimizer_needs_no_closure(task)
     size = min(task.default_batch_size, 8)
-    with task.preserved(weights=False), _rule("`dataset` must yield a batch"):
-        batch = next(task.batches(size, seed=0))
-    _check_size(batch, size, has_weight=task._weight is not None)
-    with task.preserved(weights=False), _rule("`loss(model, batch)` must run on a batch"):
-        first = task.loss(batch)[0].item()
-    with task.preserved(weights=False), _rule("the loss of a batch must have a gradient"):
-        task.optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(batch)[0]
-        _check_loss(first, loss.item())
-        loss.backward()
-        names_without = _names_without_gradient(task, first)
+    with task.preserved(weights=False):
+        names_without = _try_twice(task, size)
     mixing = _modules_that_mix_examples(task.model)
     trained = {id(p) for group in task.optimizer.param_groups for p in group["params"]}
     untrained = [
@@ -67,6 +59,26 @@ def preflight(task: Task) -> tuple[str, ...]:
     if untrained:
         warnings.append(f"No optimizer group trains {_listed(untrained)}: it stays as it is.")
     return tuple(warnings)
+
+
+def _try_twice(task: Task, size: int) -> list[str]:
+    """Compute one batch's loss twice, then its gradient; name the parameters that get none."""
+
+    def alike() -> AbstractContextManager[None]:
+        # What the loss keeps for itself goes on: two passes must agree all the same.
+        return preserved(task.model, task.optimizer, weights=False)
+
+    with alike(), _rule("`dataset` must yield a batch"):
+        batch = next(task.batches(size, seed=0))
+    _check_size(batch, size, has_weight=task._weight is not None)
+    with alike(), _rule("`loss(model, batch)` must run on a batch"):
+        first = task.loss(batch)[0].item()
+    with alike(), _rule("the loss of a batch must have a gradient"):
+        task.optimizer.zero_grad(set_to_none=True)
+        loss = task.loss(batch)[0]
+        _check_loss(first, loss.item())
+        loss.backward()
+        return _names_without_gradient(task, first)
 
 
 def mixes_examples(model: nn.Module) -> bool:

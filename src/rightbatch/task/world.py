@@ -24,25 +24,12 @@ from rightbatch.task.kept import keep_reached, keep_references, keep_tensor, kee
 from rightbatch.task.reachable import reachable
 from rightbatch.task.storages import Restore
 
-_MACHINERY: Final = frozenset(
-    (
-        "_io",
-        "_queue",
-        "_thread",
-        "asyncio",
-        "concurrent",
-        "io",
-        "logging",
-        "multiprocessing",
-        "queue",
-        "selectors",
-        "socket",
-        "ssl",
-        "subprocess",
-        "threading",
-    )
+# Files, threads, loaders and compiled code go with objects of these; a clock never runs backwards.
+_MACHINERY: Final = (
+    *("_io.", "_queue.", "_thread.", "asyncio.", "concurrent.", "io.", "logging.", "queue."),
+    *("multiprocessing.", "selectors.", "socket.", "ssl.", "subprocess.", "threading."),
+    *("torch._", "torch.distributed.", "torch.fx.", "torch.utils.data.", "rightbatch.testing."),
 )
-_MACHINERY_OF_TORCH: Final = ("torch._", "torch.distributed", "torch.fx", "torch.utils.data")
 
 
 @contextmanager
@@ -134,14 +121,11 @@ def _keep_code(code: Iterable[Any], apart: Iterable[Any], seen: Mapping[int, Any
 
 @lru_cache(maxsize=4096)
 def _is_machinery(kind: type) -> bool:
-    """Whether files, threads or compiled code go with an object, which cannot be turned back."""
+    """Whether objects of a class cannot be turned back, for what goes with them."""
     if issubclass(kind, nn.Module | Tensor | torch.Generator):
         return False
-    names = [base.__module__ for base in kind.__mro__]
-    return any(
-        name.partition(".")[0] in _MACHINERY or name.startswith(_MACHINERY_OF_TORCH)
-        for name in names
-    )
+    names = [f"{base.__module__}." for base in kind.__mro__]
+    return any(name.startswith(_MACHINERY) for name in names)
 
 
 def _keep_flags(model: nn.Module, parameters: list[Tensor]) -> Restore:
