@@ -1,5 +1,6 @@
 """What a task's code keeps for itself is put back. Oracle: numbers by hand, before and after."""
 
+import queue
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rightbatch.task import Task
 from rightbatch.task.storages import Span
+from rightbatch.testing import FakeClock
 
 STEPS = 0
 
@@ -230,6 +232,20 @@ def test_a_teacher_is_not_copied() -> None:
     assert copies == [1_200_000]  # of the one that may be trained
 
 
+@pytest.mark.parametrize("kind", ["small", "trainable"])
+def test_a_module_in_eval_mode_that_is_small_or_trainable_is_put_back(kind: str) -> None:
+    module = frozen(300_000 if kind == "trainable" else 3)
+    module.requires_grad_(kind == "trainable")
+    before = module.weight.tolist()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        module.weight.data.zero_()
+        return mse(model, batch)
+
+    take_steps(task_of(loss))
+    assert module.weight.tolist() == before
+
+
 def test_an_average_of_the_model_is_no_teacher() -> None:
     model = nn.Sequential(nn.Linear(2, 300_000, bias=False), nn.AdaptiveAvgPool1d(1))
     average = nn.Linear(2, 300_000, bias=False).eval().requires_grad_(False)
@@ -257,11 +273,11 @@ def test_a_teacher_that_changes_is_warned_of() -> None:
 
 def test_a_storage_is_copied_once_however_many_look_at_it() -> None:
     whole = torch.arange(12.0).reshape(3, 4)
-    tied = [whole, whole.t(), whole[1], whole[:, 1].expand(2, 3)]
+    tied = [whole[1], whole[2], whole.t()[:2], whole[:, 1].expand(2, 3), whole[0]]
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        tied[2].zero_()
-        tied[1].add_(1)
+        for part in (0, 1, 2, 4):
+            tied[part].add_(1)
         return mse(model, batch)
 
     with copied_bytes() as copies:
@@ -293,12 +309,28 @@ def test_what_is_the_models_is_not_copied_again(weights: bool) -> None:
     other = torch.zeros(1)
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        return mse(model, batch) + 0 * (alias.sum() + moment.sum() + other.sum())
+        settings = optimizer.param_groups[0]["lr"]
+        return mse(model, batch) + 0 * settings * (alias.sum() + moment.sum() + other.sum())
 
     rows = [(torch.ones(2), torch.ones(1))] * 16
     with copied_bytes() as copies:
         take_steps(Task(model, optimizer, rows, loss), weights=weights)
     assert copies == [8]  # of `other`
+
+
+@pytest.mark.parametrize("part", [slice(1, 2), slice(2, 4)], ids=["a gap", "the rest"])
+def test_what_lies_between_and_beside_the_models_is_put_back(part: slice) -> None:
+    flat = torch.arange(4.0)
+    model = nn.Linear(2, 1)
+    model.weight = nn.Parameter(flat[:3:2].view(1, 2))  # elements 0 and 2
+    beside = flat[part]
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        beside.fill_(9)
+        return mse(model, batch)
+
+    take_steps(task_of(loss, model))
+    assert flat.tolist() == [0, 1, 2, 3]
 
 
 def test_the_data_set_is_neither_copied_nor_put_back() -> None:
@@ -380,6 +412,19 @@ def test_an_error_in_the_middle(error: type[BaseException]) -> None:
     with pytest.raises(error, match="half-way"):
         take_steps(task_of(loss))
     assert (mean.tolist(), counts) == ([1, 1], {"calls": 0})
+
+
+def test_what_threads_share_and_clocks_go_on() -> None:
+    jobs: queue.Queue[int] = queue.Queue()
+    clock = FakeClock()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        jobs.put(1)
+        clock.advance(1.0)
+        return mse(model, batch)
+
+    take_steps(task_of(loss))
+    assert (jobs.qsize(), clock()) == (3, 3.0)
 
 
 def test_a_loader_that_a_loss_draws_from_goes_on() -> None:
