@@ -235,7 +235,7 @@ def test_a_teacher_is_not_copied() -> None:
 @pytest.mark.parametrize("kind", ["small", "trainable"])
 def test_a_module_in_eval_mode_that_is_small_or_trainable_is_put_back(kind: str) -> None:
     module = frozen(300_000 if kind == "trainable" else 3)
-    module.requires_grad_(kind == "trainable")
+    module.bias = nn.Parameter(torch.zeros(1), requires_grad=kind == "trainable")
     before = module.weight.tolist()
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
@@ -412,6 +412,18 @@ def test_an_error_in_the_middle(error: type[BaseException]) -> None:
     with pytest.raises(error, match="half-way"):
         take_steps(task_of(loss))
     assert (mean.tolist(), counts) == ([1, 1], {"calls": 0})
+
+
+def test_an_error_keeps_what_is_noted_on_it() -> None:
+    error = ZeroDivisionError("own")
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        error.add_note("at size 4")
+        raise error
+
+    with pytest.raises(ZeroDivisionError, match="own") as caught:
+        take_steps(task_of(loss))
+    assert caught.value.__notes__ == ["at size 4"]
 
 
 def test_what_threads_share_and_clocks_go_on() -> None:

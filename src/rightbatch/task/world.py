@@ -24,7 +24,7 @@ from rightbatch.task.kept import keep_reached, keep_references, keep_tensor, kee
 from rightbatch.task.reachable import reachable
 from rightbatch.task.storages import Restore
 
-# Files, threads, loaders and compiled code go with objects of these; a clock never runs backwards.
+# Files, threads, loaders and compiled code go with their objects; a clock never runs backwards.
 _MACHINERY: Final = (
     *("_io.", "_queue.", "_thread.", "asyncio.", "concurrent.", "io.", "logging.", "queue."),
     *("multiprocessing.", "selectors.", "socket.", "ssl.", "subprocess.", "threading."),
@@ -124,6 +124,8 @@ def _is_machinery(kind: type) -> bool:
     """Whether objects of a class cannot be turned back, for what goes with them."""
     if issubclass(kind, nn.Module | Tensor | torch.Generator):
         return False
+    if issubclass(kind, BaseException):  # with what was noted on it, it is told to the user
+        return True
     names = [f"{base.__module__}." for base in kind.__mro__]
     return any(name.startswith(_MACHINERY) for name in names)
 
