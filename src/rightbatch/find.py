@@ -31,7 +31,7 @@ SHARES = {
 }
 CACHED = ("memory", "throughput")  # the other parts depend on the weights
 _CHEAP = 1.25  # a micro-batch costs at most this factor more per example than the cheapest
-_ISOLATED_SECONDS = 25.0  # for memory; with less, processes of their own take too long to start
+_APART_SECONDS = 313.0  # leave 25 for memory; in less, processes of their own take long to start
 _ENDED_EARLY = (Status.OUT_OF_TIME, Status.LEAK)
 
 
@@ -71,8 +71,7 @@ def find(
         max_cost: The most that the whole run may cost.
         steps_today: Optimizer steps of the whole run at today's batch size.
         upfront_costs: What is paid once, "per_device" and for "retuning".
-        time_budget_seconds: For everything together. From five and a quarter minutes on batch sizes
-            are tried in processes of their own: see `measure_memory`.
+        time_budget_seconds: For everything; from 313 on, sizes are tried in processes of their own.
         seed: Of every draw.
         cache: Where memory and throughput may be known from; the time goes to the other parts.
         on_part: Called with all findings so far after each part, so that an interrupted run
@@ -107,8 +106,7 @@ def find(
             "A minute is enough for most tasks."
         )
     run = _Run(task, Deadline(time_budget_seconds, clock), seed, cache, on_part, progress)
-    isolate = SHARES["memory"] * time_budget_seconds >= _ISOLATED_SECONDS
-    memory = run.part("memory", measure_memory, isolate=isolate)
+    memory = run.part("memory", measure_memory, isolate=time_budget_seconds >= _APART_SECONDS)
     if memory.status is Status.NOTHING_FITS:
         return run.findings
     # A search that ended early bounds nothing: then throughput watches the memory itself.

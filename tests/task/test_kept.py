@@ -19,8 +19,6 @@ from rightbatch.task import Task
 from rightbatch.task.storages import Span
 from rightbatch.testing import FakeClock
 
-STEPS = 0
-
 
 def task_of(loss: Callable[[nn.Module, Any], Tensor], model: nn.Module | None = None) -> Task:
     model = nn.Linear(2, 1) if model is None else model
@@ -143,33 +141,46 @@ class Slotted:
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_counters_wherever_they_are(weights: bool) -> None:
-    counts, seen, names, table = {"calls": 1}, [1], {"a"}, SimpleNamespace(calls=1)
-    slotted, calls, array = Slotted(), 1, np.ones(2)
-    nested = {"inner": [{"calls": 1}]}
+@pytest.mark.parametrize("beside", [None, torch.zeros(1)], ids=["alone", "beside a tensor"])
+def test_counts_go_on_but_beside_a_tensor(beside: Tensor | None, weights: bool) -> None:
+    counts: dict[str, Any] = {"calls": 1, "beside": beside}
+    seen, names, table = [1, beside], {"a", beside}, SimpleNamespace(calls=1, beside=beside)
+    slotted, array = Slotted(), np.ones(2)
+    slotted.late = beside
+    nested = {"inner": [{"calls": 1, "beside": [beside]}]}
 
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        global STEPS
-        nonlocal calls
-        STEPS += 1
-        calls += 1
         counts["calls"] += 1
-        counts["late"] = 1
         seen.append(2)
         names.add("b")
         table.calls += 1
         slotted.calls += 1
-        slotted.late = 2
         array.fill(3)
-        nested["inner"][0]["calls"] += 1
-        vars(loss)["calls"] = 5
+        nested["inner"][0]["calls"] += 1  # type: ignore[operator]
         return mse(model, batch)
 
     take_steps(task_of(loss), weights=weights)
-    assert (counts, seen, names) == ({"calls": 1}, [1], {"a"})
-    assert (table.calls, slotted.calls, hasattr(slotted, "late"), calls) == (1, 1, False, 1)
-    assert (STEPS, array.tolist(), vars(loss)) == (0, [1.0, 1.0], {})
-    assert nested == {"inner": [{"calls": 1}]}
+    kept = beside is not None
+    assert [counts["calls"], table.calls, slotted.calls, nested["inner"][0]["calls"]] == [
+        1 if kept else 4
+    ] * 4
+    assert (seen, len(names)) == (([1, beside], 2) if kept else ([1, None, 2, 2, 2], 3))
+    assert array.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_tensor_that_is_kept_from_now_on_is_let_go(weights: bool) -> None:
+    last, features, slotted = None, deque[Tensor](), Slotted()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        nonlocal last
+        last = slotted.late = batch[0]
+        features.append(last)
+        vars(loss)["late"] = [last]
+        return mse(model, batch)
+
+    take_steps(task_of(loss), weights=weights)
+    assert (last, len(features), hasattr(slotted, "late"), vars(loss)) == (None, 0, False, {})
 
 
 def test_random_generators_that_a_loss_draws_from() -> None:
@@ -411,7 +422,7 @@ def test_an_error_in_the_middle(error: type[BaseException]) -> None:
 
     with pytest.raises(error, match="half-way"):
         take_steps(task_of(loss))
-    assert (mean.tolist(), counts) == ([1, 1], {"calls": 0})
+    assert (mean.tolist(), counts) == ([1, 1], {"calls": 2})
 
 
 def test_an_error_keeps_what_is_noted_on_it() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from rightbatch.task.reachable import EMPTY, content, named, slots_of
+from rightbatch.task.reachable import EMPTY, content, named, parts, slots_of
 from rightbatch.task.storages import Restore, Span, spans_of
 
 _LARGE_BYTES = 2**20  # a smaller frozen tensor is copied, whatever it is
@@ -90,6 +90,10 @@ def keep_reached(
 ) -> list[Restore]:
     """Remember what a task's code reaches beside the model and the optimizer.
 
+    Modules get all their attributes back; containers, variables and other objects what they
+    referred to, if a tensor is or was among it. Counts, records and clocks apart from tensors go
+    on: they may be anyone's, and to turn them back half-way would break what they belong to.
+
     A large parameter is not copied where it is a teacher's: of a module in eval mode, frozen, and
     with another number of elements than all of the model's, so that it is no average of any of it.
     Should one change in place all the same, a warning says that it is not put back.
@@ -102,16 +106,17 @@ def keep_reached(
     references: list[Restore] = []
     values: list[Restore] = []
     tensors: list[Tensor] = []
-    modules: list[nn.Module] = []
+    things = list(things)
+    modules = [thing for thing in things if isinstance(thing, nn.Module)]
+    attributes = {id(vars(module)) for module in modules}
     for thing in things:
         if isinstance(thing, Tensor):
             # Those without numbers yet have nothing to be put back.
             if not (isinstance(thing, FakeTensor) or nn.parameter.is_lazy(thing)):
                 tensors.append(thing)
             continue
-        if isinstance(thing, nn.Module):
-            modules.append(thing)
-        references += _if_any(keep_references(thing))
+        keep = keep_references if id(thing) in attributes else _keep_beside_tensors
+        references += _if_any(keep(thing))
         values += _if_any(keep_values(thing))
     own = tuple(own)
     sizes = {tensor.numel() for tensor in (*own, *(t for t in tensors if t.requires_grad))}
@@ -127,6 +132,29 @@ def keep_reached(
         *(keep_tensor(tensor) for tensor in copied if tensor.is_sparse),
         *_keep_bytes([tensor for tensor in copied if not tensor.is_sparse], own, data),
     ]
+
+
+def _keep_beside_tensors(thing: Any) -> Restore | None:
+    """Remember what a thing refers to, for the case that a tensor is or was among it."""
+    refer = keep_references(thing)
+    if refer is None:
+        return None
+    held = _refers_to_tensor(thing)
+
+    def restore() -> None:
+        if held or _refers_to_tensor(thing):
+            refer()
+
+    return restore
+
+
+def _refers_to_tensor(thing: Any) -> bool:
+    """Whether a tensor is among what a thing refers to, itself or in a list or a tuple."""
+    for part in parts(thing):
+        inner = part if isinstance(part, list | tuple) else (part,)
+        if any(isinstance(each, Tensor) for each in inner):
+            return True
+    return False
 
 
 def _if_any(restore: Restore | None) -> list[Restore]:

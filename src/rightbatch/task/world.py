@@ -4,7 +4,7 @@
 every tensor, dictionary and list keeps its identity: parameters, buffers, gradients (also their
 absence), optimizer state (also its absence) and groups, train/eval flags, ``requires_grad``,
 hooks, the attributes that modules set on themselves, every random state, and what the loss and
-hooks keep for themselves: averages of the model, running centres, queues, counters.
+hooks keep for themselves: averages of the model, running centres, queues of features.
 """
 
 import random
@@ -28,7 +28,7 @@ from rightbatch.task.storages import Restore
 _MACHINERY: Final = (
     *("_io.", "_queue.", "_thread.", "asyncio.", "concurrent.", "io.", "logging.", "queue."),
     *("multiprocessing.", "selectors.", "socket.", "ssl.", "subprocess.", "threading."),
-    *("torch._", "torch.distributed.", "torch.fx.", "torch.utils.data.", "rightbatch.testing."),
+    *("torch._", "torch.distributed.", "torch.fx.", "torch.utils.data."),
 )
 
 
@@ -45,7 +45,7 @@ def preserved(
 
     A Ctrl-C that arrives while things are put back waits until they are. What iterators have given
     out, what a class keeps in its own attributes, and what files, queues and threads hold cannot be
-    put back.
+    put back; counts and records without tensors that are no module's go on.
 
     Args:
         model: Whose parameters, buffers, gradients, flags and attributes to keep.
