@@ -8,7 +8,7 @@ import torch
 
 from rightbatch.errors import RightBatchError
 from rightbatch.hardware import meters
-from rightbatch.hardware.meters import Meter, meter_for, reclaim
+from rightbatch.hardware.meters import Meter, meter_for
 
 MIB = 2**20
 PAGES = MIB  # the kernel counts pages in batches, so a reading may lag by a few hundred kB
