@@ -90,8 +90,8 @@ def memory(
         raise typer.BadParameter(
             f"must be all or one of {', '.join(memories.MODELS)}, got {model!r}"
         )
-    result = memories.memory(_say, list(memories.MODELS) if model == "all" else [model])
-    memories.write(result)
+    models = list(memories.MODELS) if model == "all" else [model]
+    result = memories.memory(_say, models, keep=memories.write)
     sys.stdout.write(memories.as_markdown(result))
 
 

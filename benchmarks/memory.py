@@ -134,17 +134,25 @@ def _nothing(error: str) -> dict[str, Any]:
     return {"size": None, "tried": [], "ooms": 0, "killed": 0, "seconds": None, "error": error}
 
 
-def memory(say: Callable[[str], None], models: Sequence[str] = tuple(MODELS)) -> dict[str, Any]:
-    """Compare on every budget of some models; those of the others stay as they were measured."""
+def memory(
+    say: Callable[[str], None],
+    models: Sequence[str] = tuple(MODELS),
+    keep: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
+    """Compare on every budget of some models; those of the others stay as they were measured.
+
+    Each case takes minutes, so all that there is so far is kept after each.
+    """
     file = RESULTS / "memory.json"
     before = json.loads(file.read_text())["cases"] if file.exists() else []
     cases = [case for case in before if case["model"] in set(MODELS) - set(models)]
+    order = list(MODELS)
     for name in models:
         for budget_mib in BUDGETS[name]:
             say(f"{name}, {budget_mib} MiB")
             cases.append({**_case(name, budget_mib, say), "environment": describe_environment()})
-    order = list(MODELS)
-    cases.sort(key=lambda case: (order.index(case["model"]), case["budget_mib"]))
+            cases.sort(key=lambda case: (order.index(case["model"]), case["budget_mib"]))
+            keep({"limits": LIMITS, "cases": cases})
     return {"limits": LIMITS, "cases": cases}
 
 
@@ -226,7 +234,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         f"Truth: trains {TRUTH_STEPS} steps in {TRUTH_RUNS} of {TRUTH_RUNS} runs, to "
         f"{PRECISION:.1%}. In brackets: tries. \\* does not train. Shares are of answers that "
         "train. With pages: rightbatch under MALLOC_MMAP_THRESHOLD_=131072, where steps of the "
-        "size found without it take so many times as long.",
+        "size found without it take so many times as long. Seconds are of one run each.",
         "",
         *_machines(result["cases"]),
     ]
