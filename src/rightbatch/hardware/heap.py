@@ -16,7 +16,7 @@ import torch
 
 from rightbatch.results import MemoryProfile, Status
 
-SETTING = "MALLOC_MMAP_THRESHOLD_"
+_SETTING = "MALLOC_MMAP_THRESHOLD_"
 _VALUE = 131072  # bytes; what glibc starts with, before it adapts to what is freed
 _TUNABLE = "glibc.malloc.mmap_threshold"  # the same by another name
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
@@ -60,7 +60,7 @@ def heap_note(
         return None
     return (
         f"Batch size {size} takes {real[-1] / alive:.1f} times what is alive: the C library's heap "
-        f"keeps the rest. With {SETTING}={_VALUE} in the environment of measuring and of training "
+        f"keeps the rest. With {_SETTING}={_VALUE} in the environment of measuring and of training "
         "more fits, at somewhat slower steps."
     )
 
@@ -76,4 +76,4 @@ def _is_glibc(environment: Mapping[str, str]) -> bool:
 
 def _has_pages(environment: Mapping[str, str]) -> bool:
     """Whether tensors of all sizes have pages of their own, by the user's wish."""
-    return SETTING in environment or _TUNABLE in environment.get("GLIBC_TUNABLES", "")
+    return _SETTING in environment or _TUNABLE in environment.get("GLIBC_TUNABLES", "")

@@ -226,7 +226,7 @@ class Task:
     def preserved(self, *, weights: bool = True) -> AbstractContextManager[None]:
         """Restore model, optimizer and random states bit for bit on leaving the ``with`` block.
 
-        And what the loss and hooks keep for themselves: averages of the model, queues, counters.
+        And what the loss and hooks keep for themselves: averages of the model, queues of features.
 
         Args:
             weights: ``False`` where no step is taken inside: parameters and optimizer state are
