@@ -126,14 +126,12 @@ def draw_times(
 
     Args:
         ways: Candidates.
-        throughput: Its points' intervals become the spread of the step times.
+        throughput: The intervals of its passes become their spread; loading adds none.
         critical: Draws of ``B_c``, shape [draws].
         generator: Of the draws.
     """
     curve = pass_curve(throughput)
-    spread = np.array(
-        [np.log(max(p.high / p.low, 1.0)) if p.low > 0 else 0.0 for p in throughput.points]
-    )
+    spread = np.log(curve.high / np.where(curve.low > 0, curve.low, curve.high))
     errors = generator.standard_normal((len(critical), len(spread))) * spread / _NORMAL_95
     micros = _column(ways, "micro_batch_size")
     seconds = interpolate(curve.sizes, curve.seconds * np.exp(errors), micros)
