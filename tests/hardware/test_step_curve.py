@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rightbatch.hardware.step_curve import (
@@ -121,6 +121,77 @@ def test_a_knee_between_two_sizes_is_bounded_by_both_lines() -> None:
     assert low == pytest.approx(6.0 - 8 * 10 / 32)
     assert high == pytest.approx(4.0)
     assert low <= value <= high
+
+
+KINKS = (4, 6, 8, 12, 16, 24, 32)  # of which every other one is measured
+
+
+@st.composite
+def convex_seconds(draw: st.DrawFn) -> list[float]:
+    """Times at all kinks, rising by more an example from each to the next."""
+    more = st.sampled_from([0.0, 0.1, 0.5, 2.0])
+    slopes = np.cumsum([draw(more) for _ in KINKS[1:]])
+    first = draw(st.floats(0.1, 10.0))
+    return [first, *(first + np.cumsum(slopes * np.diff(KINKS))).tolist()]
+
+
+@given(seconds=convex_seconds(), truth=convex_seconds(), between=st.sampled_from([1, 3, 5]))
+def test_every_convex_curve_through_the_intervals_lies_within(
+    seconds: list[float], truth: list[float], between: int
+) -> None:
+    """Whatever was measured, and whichever of the ends is the truth at a size."""
+    ends = list(zip(KINKS, seconds, truth, strict=True))[::2]
+    points = [replace(point(b, s), low=min(s, t), high=max(s, t)) for b, s, t in ends]
+    value, low, high = StepCurve.computing(points).at(KINKS[between])
+    assert low <= value <= high
+    assert low <= truth[between] * (1 + 1e-9)
+    assert truth[between] <= high * (1 + 1e-9)
+
+
+@settings(max_examples=400)
+@given(
+    seconds=st.lists(st.floats(0.1, 10.0), min_size=4, max_size=4) | convex_seconds(),
+    doubts=st.tuples(*[st.sampled_from([(0.0, 0.0), (0.1, 0.1), (0.5, 0.0), (0.0, 0.5)])] * 4),
+    index=st.integers(0, 3),
+    more=st.sampled_from([(0.3, 0.0), (0.9, 0.0), (0.0, 0.3), (0.0, 4.0), (0.5, 0.5)]),
+    size=st.sampled_from([4, 5, 6, 8, 11, 12, 16, 23, 24, 31, 32]),
+)
+def test_more_doubt_about_a_point_never_narrows_the_interval(
+    seconds: list[float],
+    doubts: tuple[tuple[float, float], ...],
+    index: int,
+    more: tuple[float, float],
+    size: int,
+) -> None:
+    measured = seconds if len(seconds) == 4 else seconds[::2]
+    points = [
+        replace(point(b, s), low=s * (1 - below), high=s * (1 + above))
+        for b, s, (below, above) in zip(KINKS[::2], measured, doubts, strict=True)
+    ]
+    value, low, high = StepCurve.computing(points).at(size)
+    doubted, (below, above) = points[index], more
+    points[index] = replace(doubted, low=doubted.low * (1 - below), high=doubted.high * (1 + above))
+    again, lower, higher = StepCurve.computing(points).at(size)
+    assert again == value
+    assert lower <= low * (1 + 1e-9)
+    assert higher >= high * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("low", [1.0, 0.5, 0.1])
+def test_a_line_is_prolonged_from_the_upper_end_of_the_farther_point(low: float) -> None:
+    """From (4, 1) through (8, 2) the line is at 3 for 12, however low the first point may be."""
+    points = [replace(point(4, 1.0), low=low), point(8, 2.0), point(16, 6.0)]
+    assert StepCurve.computing(points).at(12)[1] == pytest.approx(3.0)
+    points[0] = replace(points[0], high=1.8)
+    assert StepCurve.computing(points).at(12)[1] == pytest.approx(2.2)
+
+
+def test_of_a_farther_point_to_the_right_too_the_upper_end_counts() -> None:
+    """From (32, 12) back through (16, 6) the line is at 4.5 for 12, from (32, 14) at 4."""
+    points = [point(4, 2.0), point(8, 3.0), point(16, 6.0), point(32, 12.0)]
+    assert StepCurve.computing(points).at(12)[1] == pytest.approx(4.5)
+    points[3] = replace(points[3], low=6.0, high=14.0)
+    assert StepCurve.computing(points).at(12)[1] == pytest.approx(4.0)
 
 
 @pytest.mark.parametrize("size", [3, 129, 3.99])

@@ -67,8 +67,9 @@ class StepCurve:
 
         Piecewise cubic and monotone through the points. Where the points around a gap are
         convex, the truth lies below the chord across it and above both neighbours' lines
-        prolonged into it: these bounds hold the value, and together with the intervals of the
-        points they are the interval. Elsewhere monotony alone bounds it.
+        prolonged into it. These bounds hold the value. The interval goes from the least to the
+        largest that they may be for any times within the points' own intervals, so that more
+        doubt about a point never narrows it. Elsewhere monotony alone bounds it.
 
         Args:
             batch_size: Within the measured range.
@@ -94,8 +95,8 @@ class StepCurve:
         low, high = float(self.low[right - 1]), float(self.high[right])
         at = np.array([right])
         if _is_convex_around(self.sizes, self.seconds, at)[0]:
-            low = max(low, float(_bounds(self.sizes, self.low, wanted, at)[0][0]))
-            high = min(high, float(_bounds(self.sizes, self.high, wanted, at)[1][0]))
+            floor, chord = _bounds(self.sizes, self.low, self.high, wanted, at)
+            low, high = max(low, float(floor[0])), min(high, float(chord[0]))
         return value, min(low, value), max(high, value)
 
     def read(self, batch_sizes: Sequence[float] | Floats) -> Floats:
@@ -146,7 +147,7 @@ def interpolate(sizes: Floats, values: Floats, wanted: Sequence[float] | Floats)
     if gap.any():
         where, right = where[gap], right[gap]
         smooth = PchipInterpolator(sizes, values, axis=-1)(where)
-        floor, chord = _bounds(sizes, values, where, right)
+        floor, chord = _bounds(sizes, values, values, where, right)
         bounded = np.minimum(np.maximum(smooth, floor), chord)
         convex = _is_convex_around(sizes, values, right)
         result[..., gap] = np.where(convex, bounded, smooth)
@@ -182,20 +183,27 @@ def _is_convex_around(sizes: Floats, values: Floats, right: Indices) -> NDArray[
     return rising[..., right - 1] & rising[..., right]
 
 
-def _bounds(sizes: Floats, values: Floats, where: Floats, right: Indices) -> tuple[Floats, Floats]:
-    """Return the largest lower bound that convexity gives, and the chord; shape [..., where]."""
-    left, slopes = right - 1, _slopes(sizes, values)
-    ends = np.zeros((*slopes.shape[:-1], 1))
-    before = np.concatenate([ends, slopes], axis=-1)[..., left]  # 0: monotony alone
-    after = np.concatenate([slopes, ends + np.inf], axis=-1)[..., right]
+def _bounds(
+    sizes: Floats, low: Floats, high: Floats, where: Floats, right: Indices
+) -> tuple[Floats, Floats]:
+    """Bound a convex curve of which each point lies between two values; shape [..., where].
+
+    A line through two points, prolonged beyond one of them, is lowest there where that one is as
+    low and the farther one as high as may be. Neither bound passes the straight line between the
+    ends at both sides of the gap: a point's own interval is not narrowed by its neighbours.
+    """
+    left, gaps = right - 1, np.diff(sizes)
+    ends = np.zeros((*low.shape[:-1], 1))
+    least = (low[..., 1:] - high[..., :-1]) / gaps  # slopes; one that falls says nothing
+    most = (high[..., 1:] - low[..., :-1]) / gaps
+    before = np.concatenate([ends, np.maximum(least, 0.0)], axis=-1)[..., left]
+    after = np.concatenate([most, ends + np.inf], axis=-1)[..., right]
     from_left, to_right = where - sizes[left], sizes[right] - where
-    chord = values[..., left] + slopes[..., left] * from_left
-    floors = (
-        values[..., left],
-        values[..., left] + before * from_left,
-        values[..., right] - after * to_right,
+    lowest, highest = (
+        values[..., left] + _slopes(sizes, values)[..., left] * from_left for values in (low, high)
     )
-    return np.minimum(np.maximum.reduce(floors), chord), chord
+    floor = np.maximum(low[..., left] + before * from_left, low[..., right] - after * to_right)
+    return np.minimum(floor, lowest), highest
 
 
 def fit_step_shape(points: Sequence[ThroughputPoint]) -> StepShape | None:
