@@ -1,4 +1,4 @@
-"""The front of time against cost, and which of its points each objective takes."""
+"""The front of time against cost, and energy, and which of its points each objective takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 
 from rightbatch.plan.limits import RunLength, run_length
 from rightbatch.plan.options import PlanOptions
-from rightbatch.plan.weigh import TIE, Weighed, choose_size
+from rightbatch.plan.weigh import TIE, Weighed, choose_size, near_least
 from rightbatch.results import Candidate, FrontPoint
 
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """Ways that no other beats in both time and cost, and what becomes of each."""
+    """Ways that no other beats in all that they are judged by, and what becomes of each."""
 
     indices: tuple[int, ...]  # of the ways, the cheapest first
     tied: dict[int, list[int]]  # index -> round sizes that cannot be told from its size
-    dominated: tuple[int, ...]  # device counts whose best way another one beats
+    dominated: tuple[int, ...]  # device counts whose best ways others beat
     lengths: dict[int, RunLength]  # index -> what the whole run takes
     taken: dict[str, int]  # objective -> index, of all points
     chosen: int
@@ -32,11 +32,12 @@ def find_front(
     options: PlanOptions,
     today: int | None,
 ) -> Front:
-    """Keep the best size for each number of devices, as far as no other beats it in both.
+    """Keep the best sizes for each number of devices, as far as no other beats them in all.
 
-    On a fixed number of devices cost is proportional to time, so one size stands for it: the
-    smallest, roundest within 5 % of the fastest. Where deadline and budget can be judged, and some
-    sizes keep them, it is chosen among those alone.
+    On a fixed number of devices cost is proportional to time, so one size stands for both: the
+    smallest, roundest within 5 % of the fastest. Joules are not: where they are the objective, the
+    size of the least energy comes beside it. Where deadline and budget can be judged, and some
+    sizes keep them, both are chosen among those alone.
 
     Args:
         weighed: Ways.
@@ -60,23 +61,46 @@ def _front_among(
     lengths: dict[int, RunLength],
     allowed: NDArray[np.bool_],
 ) -> Front:
-    counts = [d for d in options.devices if weighed.where(d).any()]
-    best = {d: choose_size(weighed, weighed.keeping(d, allowed)) for d in counts}
-    rivals = [index for index, _ in best.values()]
-    kept = not_dominated([_coordinates(candidates[i], options) for i in rivals])
-    indices = sorted((rivals[k] for k in kept), key=lambda i: candidates[i].relative_cost)
-    objectives = dict.fromkeys(("time", "cost", options.objective))
-    taken = {objective: _take(weighed, indices, objective) for objective in objectives}
+    usable = {d: weighed.keeping(d, allowed) for d in options.devices if weighed.where(d).any()}
+    tied: dict[int, list[int]] = {}
+    for judge in ("energy", "time") if options.objective == "energy" else ("time",):
+        for ways in usable.values():
+            index, ties = choose_size(weighed, ways, judge)
+            tied.setdefault(index, ties)
+    everyone = np.flatnonzero(np.any(list(usable.values()), axis=0))
+    points = {int(i): _coordinates(candidates[i], options) for i in everyone}
+    indices, taken = _keep_front(weighed, list(tied), points, options)
+    left = {weighed.ways[i].devices for i in indices}
     return Front(
         indices=tuple(indices),
-        tied=dict(best.values()),
-        dominated=tuple(d for d, (index, _) in best.items() if index not in indices),
+        tied=tied,
+        dominated=tuple(d for d in usable if d not in left),
         lengths=lengths,
         taken=taken,
         chosen=_within_limits(weighed, indices, lengths, options),
         unlimited=taken[options.objective],
         keeping=allowed,
     )
+
+
+def _keep_front(
+    weighed: Weighed,
+    rivals: list[int],
+    points: dict[int, tuple[float, ...]],
+    options: PlanOptions,
+) -> tuple[list[int], dict[str, int]]:
+    """Drop rivals that another equals or beats, or any way at all by more than a tie.
+
+    What an objective takes stays: under doubt it is the least on average, and may be beaten at the
+    middle of the intervals.
+    """
+    kept = not_dominated([points[i] for i in rivals])
+    indices = sorted((rivals[k] for k in kept), key=lambda i: points[i][1])  # by cost
+    objectives = dict.fromkeys(("time", "cost", options.objective))
+    taken = {objective: _take(weighed, indices, objective) for objective in objectives}
+    with_tie = (1 + TIE) * np.array(list(points.values()))  # [ways, coordinates]
+    beaten = {i for i in indices if (with_tie < points[i]).all(axis=1).any()}
+    return [i for i in indices if i not in beaten or i in taken.values()], taken
 
 
 def _coordinates(candidate: Candidate, options: PlanOptions) -> tuple[float, ...]:
@@ -111,14 +135,9 @@ def _take(weighed: Weighed, indices: list[int], objective: str) -> int:
     Fewer devices cost less where the times are the same, and take a smaller batch where the
     costs are.
     """
-    amounts = weighed.times[:, indices]
-    if objective == "cost":
-        amounts = amounts * weighed.devices[indices]
-    if objective == "energy":
-        amounts = weighed.amounts[:, indices]
-    expected = (amounts / amounts.min(axis=1)[:, None]).mean(axis=0)
-    near = np.flatnonzero(expected <= (1 + TIE) * expected.min())
-    return min((indices[k] for k in near), key=lambda i: weighed.ways[i].devices)
+    among = np.isin(np.arange(len(weighed.ways)), indices)
+    near = near_least(weighed, among, objective)
+    return min((i for i in indices if near[i]), key=lambda i: weighed.ways[i].devices)
 
 
 def _within_limits(

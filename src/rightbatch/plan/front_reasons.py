@@ -9,6 +9,7 @@ from rightbatch._format import (
     format_ratio,
     format_seconds,
 )
+from rightbatch.plan.candidates import Way
 from rightbatch.plan.options import PlanOptions
 from rightbatch.results import CostOption, FrontPoint
 
@@ -27,10 +28,10 @@ def explain_front(
     if options.objective == "energy":
         reasons.append(_taken_for_energy(front))
     if dominated:
-        reasons.append(
-            f"Not on the front: {devices_words(dominated)}. Another count is as fast and costs "
-            "less."
-        )
+        why = "Another count is as fast and costs less."
+        if options.objective == "energy":
+            why = "What takes the least time or energy there, others beat in time, cost and energy."
+        reasons.append(f"Not on the front: {devices_words(dominated)}. {why}")
     return reasons
 
 
@@ -70,7 +71,7 @@ def _taken_for_energy(front: tuple[FrontPoint, ...]) -> str:
 def explain_limits(
     front: tuple[FrontPoint, ...],
     options: PlanOptions,
-    chosen_devices: int,
+    chosen: Way,
     today: int | None,
     free: FrontPoint,
 ) -> list[str]:
@@ -80,26 +81,35 @@ def explain_limits(
     limits = limits_words(options)
     if options.steps_today is None:
         return [_allowed(front, limits, today)]
-    chosen = next(p for p in front if p.devices == chosen_devices)
+    point = point_of(front, chosen)
     if not any(p.meets_limits for p in front):
         return [
-            f"No point of the front keeps {limits}: {point_words(chosen)} comes nearest, with "
-            f"{_length(chosen)}."
+            f"No point of the front keeps {limits}: {point_words(point)} comes nearest, with "
+            f"{_length(point)}."
         ]
-    words = f"With {limits}: {point_words(chosen)}, {_length(chosen)}"
-    if (chosen.devices, chosen.batch_size) == (free.devices, free.batch_size):
+    words = f"With {limits}: {point_words(point)}, {_length(point)}"
+    if _layout(point) == _layout(free):
         words += f"; without, the objective {options.objective} takes the same"
     else:
-        time = format_ratio(chosen.relative_time / free.relative_time)
-        cost = format_ratio(chosen.relative_cost / free.relative_cost)
+        time = format_ratio(point.relative_time / free.relative_time)
+        cost = format_ratio(point.relative_cost / free.relative_cost)
         words += (
             f"; without, the objective {options.objective} takes {point_words(free)}: this takes "
             f"{time} its time and {cost} its cost"
         )
     late = options.deadline_seconds is not None and (
-        (chosen.seconds_high or 0.0) > options.deadline_seconds
+        (point.seconds_high or 0.0) > options.deadline_seconds
     )
     return [f"{words}. It may still be late, as the interval says." if late else f"{words}."]
+
+
+def point_of(front: tuple[FrontPoint, ...], way: Way) -> FrontPoint:
+    """Find the point that a way of the front became."""
+    return next(p for p in front if _layout(p) == _layout(way))
+
+
+def _layout(way: Way | FrontPoint) -> tuple[int, int, int]:
+    return way.devices, way.batch_size, way.micro_batch_size
 
 
 def limits_words(options: PlanOptions) -> str:

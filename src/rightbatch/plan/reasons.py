@@ -16,6 +16,7 @@ from rightbatch.plan.front_reasons import (
     explain_front,
     explain_limits,
     listed,
+    point_of,
 )
 from rightbatch.plan.inputs import Inputs
 from rightbatch.plan.options import PlanOptions
@@ -70,13 +71,11 @@ def explain(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[s
         *_statistics(inputs.critical),
         _hardware(inputs.throughput),
         *_energy(inputs.energy, options),
-        _size(chosen, row, options),
+        _size(decision, options),
         *_ties(decision),
         *_accumulation(chosen),
         *explain_front(decision.front, decision.dominated, options),
-        *explain_limits(
-            decision.front, options, chosen.devices, decision.today, decision.unlimited
-        ),
+        *explain_limits(decision.front, options, chosen, decision.today, decision.unlimited),
         *explain_costs(decision.costs, options),
         *_memory(inputs.memory, decision.candidates, chosen.devices),
         *_against_today(decision, min(options.devices)),
@@ -111,9 +110,12 @@ def warn(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[str,
     return tuple(found)
 
 
-def _size(chosen: Way, row: Candidate, options: PlanOptions) -> str:
+def _size(decision: Decision, options: PlanOptions) -> str:
+    chosen, row = decision.chosen, decision.row
     steps = format_number(row.relative_steps)
-    least = "the least energy" if options.objective == "energy" else "the least time"
+    # Over the limits the nearest is taken, whatever is saved.
+    over = point_of(decision.front, chosen).meets_limits is False
+    least = "the least energy" if options.objective == "energy" and not over else "the least time"
     where = there = ""
     if len(options.devices) > 1:
         where, there = f" on {devices_words((chosen.devices,))}", " there"

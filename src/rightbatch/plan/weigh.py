@@ -37,16 +37,15 @@ class Weighed:
         """Devices of each way, shape [ways]."""
         return np.array([way.devices for way in self.ways], dtype=float)
 
-    @property
-    def amounts(self) -> Floats:
-        """What is to be little on a fixed number of devices, shape [draws, ways]."""
-        if self.objective == "energy" and self.energies is not None:
+    def amounts(self, objective: str) -> Floats:
+        """What an objective wants little of, shape [draws, ways]."""
+        if objective == "energy" and self.energies is not None:
             return self.energies
-        return self.times
+        return self.times * self.devices if objective == "cost" else self.times
 
     def where(self, devices: int) -> NDArray[np.bool_]:
         """Which ways can be chosen on so many devices: they fit, and the amount is known."""
-        known = np.isfinite(self.amounts).all(axis=0)
+        known = np.isfinite(self.amounts(self.objective)).all(axis=0)
         return self.fits & known & (self.devices == devices)
 
     def keeping(self, devices: int, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -128,17 +127,21 @@ def _why_no_joules(inputs: Inputs) -> str:
     )
 
 
-def choose_size(weighed: Weighed, usable: NDArray[np.bool_]) -> tuple[int, list[int]]:
+def choose_size(
+    weighed: Weighed, usable: NDArray[np.bool_], objective: str
+) -> tuple[int, list[int]]:
     """Choose among the usable ways, of which there must be one, on one number of devices.
 
     Returns:
         The index of the smallest, roundest way within 5 % of the best, and the round sizes
-        that cannot be told from it.
+        that cannot be told from it. Of those within 5 % of the least energy only the fastest
+        count: seconds may halve where joules hardly change.
     """
     ways = weighed.ways
-    regret = _regret(weighed, usable).mean(axis=0)
-    expected = np.where(usable, regret, np.inf)
-    ties = [i for i in range(len(ways)) if expected[i] <= (1 + TIE) * expected.min()]
+    near = near_least(weighed, usable, objective)
+    if objective == "energy":
+        near = near_least(weighed, near, "time")
+    ties = [int(i) for i in np.flatnonzero(near)]
     # Powers of two are the round sizes here; one pass comes before accumulation.
     chosen = min(
         ties,
@@ -148,7 +151,14 @@ def choose_size(weighed: Weighed, usable: NDArray[np.bool_]) -> tuple[int, list[
             ways[i].batch_size,
         ),
     )
-    return chosen, [ways[i].batch_size for i in ties if i == chosen or _is_round(ways[i])]
+    return chosen, sorted({ways[i].batch_size for i in ties if i == chosen or _is_round(ways[i])})
+
+
+def near_least(weighed: Weighed, usable: NDArray[np.bool_], objective: str) -> NDArray[np.bool_]:
+    """Usable ways that are within 5 % of the least, on average over the draws."""
+    regret = _regret(weighed, usable, objective).mean(axis=0)
+    expected = np.where(usable, regret, np.inf)
+    return expected <= (1 + TIE) * expected.min()
 
 
 def near_best(weighed: Weighed, chosen: int, allowed: NDArray[np.bool_]) -> tuple[int, int]:
@@ -157,7 +167,7 @@ def near_best(weighed: Weighed, chosen: int, allowed: NDArray[np.bool_]) -> tupl
     In at least half of the draws, and among the allowed ways where there are any.
     """
     usable = weighed.keeping(weighed.ways[chosen].devices, allowed)
-    share = (_regret(weighed, usable) <= 1 + TIE).mean(axis=0)
+    share = (_regret(weighed, usable, weighed.objective) <= 1 + TIE).mean(axis=0)
     near = [
         way.batch_size
         for i, way in enumerate(weighed.ways)
@@ -166,10 +176,10 @@ def near_best(weighed: Weighed, chosen: int, allowed: NDArray[np.bool_]) -> tupl
     return min(near), max(near)
 
 
-def _regret(weighed: Weighed, usable: NDArray[np.bool_]) -> Floats:
+def _regret(weighed: Weighed, usable: NDArray[np.bool_], objective: str) -> Floats:
     """Amounts over those of the best usable way of the same draw, shape [draws, ways]."""
-    best = np.where(usable, weighed.amounts, np.inf).min(axis=1)
-    return weighed.amounts / best[:, None]
+    amounts = weighed.amounts(objective)
+    return amounts / np.where(usable, amounts, np.inf).min(axis=1)[:, None]
 
 
 def _is_round(way: Way) -> bool:

@@ -35,7 +35,8 @@ def says_more_than_the_choice(plan: Plan) -> bool:
 
 def is_chosen(point: FrontPoint, plan: Plan) -> bool:
     """Whether the plan recommends this point."""
-    return (point.devices, point.batch_size) == (plan.devices, plan.batch_size)
+    ours = plan.devices, plan.batch_size, plan.micro_batch_size
+    return (point.devices, point.batch_size, point.micro_batch_size) == ours
 
 
 def _front_table(plan: Plan) -> Table:
@@ -67,8 +68,8 @@ def _front_table(plan: Plan) -> Table:
         mark = "choice" if chosen else "impossible" if point.meets_limits is False else ""
         rows.append(Row(cells=(*cells, _remark(point, plan)), mark=mark))
     return Table(
-        title="Front: no other way is both faster and "
-        + ("thriftier" if has_energy else "cheaper"),
+        title="Front: no other way is "
+        + ("faster, cheaper and thriftier" if has_energy else "both faster and cheaper"),
         header=(*header, ""),
         rows=tuple(rows),
         note=_note(plan, has_seconds=has_seconds, has_allowed=has_allowed),

@@ -222,7 +222,7 @@ def front_figure(results: Results) -> go.Figure | None:
             hovertemplate="%{text}<extra></extra>",
         )
     )
-    figure.add_trace(_front_line(plan.front))
+    figure.add_trace(_front_line(plan))
     for point in plan.front:
         figure.add_annotation(
             x=math.log10(point.relative_time), y=math.log10(point.relative_cost),
@@ -251,11 +251,13 @@ def _is_on_front(candidate: Candidate, plan: Plan) -> bool:
     return any((p.devices, p.batch_size) == same for p in plan.front)
 
 
-def _front_line(front: Sequence[FrontPoint]) -> go.Scatter:
+def _front_line(plan: Plan) -> go.Scatter:
+    front = plan.front
     return go.Scatter(
         x=[p.relative_time for p in front],
         y=[p.relative_cost for p in front],
-        mode="lines+markers",
+        # With joules for a third axis the points lie on no line of time against cost.
+        mode="markers" if plan.objective == "energy" else "lines+markers",
         name="front",
         line={"color": MEASURED, "width": 1.4, "dash": "dot"},
         marker=marker(MEASURED, size=9),

@@ -26,7 +26,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontPoint:
-    """One way to train that no other beats in both time and cost.
+    """One way to train that no other beats in both time and cost, and in energy if that is saved.
 
     Relative numbers are 1 at the fastest and at the cheapest candidate. Seconds and cost are those
     of the whole run, known where the steps of today's run are.
