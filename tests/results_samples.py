@@ -69,6 +69,7 @@ def full() -> Results:
                     total_seconds=0.51,
                     idle_share=0.05,
                     crowded_share=0.15,
+                    paging_share=0.35,
                     units=640.0,
                     elements=960.0,
                 ),
@@ -93,6 +94,7 @@ def full() -> Results:
             shape=StepShape(
                 alpha_seconds=0.12, beta_seconds_per_example=0.0021, sharpness=1.5, residual=0.03
             ),
+            notes=("Something to know.",),
         ),
         communication=Communication(
             world_size=2,

@@ -19,6 +19,7 @@ from rightbatch.results import MemoryProfile, Status
 _SETTING = "MALLOC_MMAP_THRESHOLD_"
 _VALUE = 131072  # bytes; what glibc starts with, before it adapts to what is freed
 _TUNABLE = "glibc.malloc.mmap_threshold"  # the same by another name
+_MOST_FOR_PAGES = 2**20  # of that setting: above it much stays in the heap
 _OTHERS = ("jemalloc", "tcmalloc", "mimalloc")
 # Two runs of one size differ by some MiB: kept free, at least and at most these shares.
 _NOISE_BYTES, _LEAST_SPARE, _MOST_SPARE = 12 * 2**20, 0.02, 0.08
@@ -48,7 +49,7 @@ def heap_note(
         device: Of the task.
         environment: Of this process, which every try inherits.
     """
-    if device.type != "cpu" or not _is_glibc(environment) or _has_pages(environment):
+    if device.type != "cpu" or not is_glibc(environment) or _has_pages(environment):
         return None
     if profile.status is Status.CAPPED:
         return None  # nothing larger is wanted
@@ -61,11 +62,12 @@ def heap_note(
     return (
         f"Batch size {size} takes {real[-1] / alive:.1f} times what is alive: the C library's heap "
         f"keeps the rest. With {_SETTING}={_VALUE} in the environment of measuring and of training "
-        "more fits, at somewhat slower steps."
+        "more fits, at slower steps: time both."
     )
 
 
-def _is_glibc(environment: Mapping[str, str]) -> bool:
+def is_glibc(environment: Mapping[str, str]) -> bool:
+    """Whether the heap of this process is glibc's."""
     preloaded = environment.get("LD_PRELOAD", "")
     return (
         sys.platform == "linux"
@@ -75,5 +77,14 @@ def _is_glibc(environment: Mapping[str, str]) -> bool:
 
 
 def _has_pages(environment: Mapping[str, str]) -> bool:
-    """Whether tensors of all sizes have pages of their own, by the user's wish."""
-    return _SETTING in environment or _TUNABLE in environment.get("GLIBC_TUNABLES", "")
+    """Whether all tensors but small ones have pages of their own, by the user's wish."""
+    tunables = dict(
+        setting.split("=", 1)
+        for setting in environment.get("GLIBC_TUNABLES", "").split(":")
+        if "=" in setting
+    )
+    value = environment.get(_SETTING) or tunables.get(_TUNABLE) or ""
+    try:
+        return int(value, 0) <= _MOST_FOR_PAGES
+    except ValueError:  # not set, or to nothing that glibc takes
+        return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import final
 
 from rightbatch._time import Clock, wall_clock
+from rightbatch.hardware.paging import paging_clock
 
 _THREADS, _THIS_THREAD = Path("/proc/self/task"), Path("/proc/thread-self/schedstat")
 _RECORD_BYTES = 128  # three numbers of at most 20 digits
@@ -25,15 +26,32 @@ _OWN_CGROUPS, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 @final
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """Two readings of what the processors did for this process, in seconds so far.
+    """Readings of what the processors did for this process, in seconds so far.
 
     Attributes:
         threads: That threads ran, and that they were ready to and had none; summed over all.
         own_line: That the thread which made this object was ready and had none.
+        paging: That threads ran to get pages of memory; ``None``: not known.
     """
 
     threads: Callable[[], tuple[float, float]]
     own_line: Callable[[], float]
+    paging: Callable[[], float] | None = None
+
+    def look(self) -> "Reading":
+        """Read what all threads did."""
+        ran, ready = self.threads()
+        return Reading(ran, ready, self.paging() if self.paging is not None else None)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One look at all threads of this process, in seconds so far."""
+
+    ran: float
+    ready: float
+    paging: float | None
 
 
 @final
@@ -45,11 +63,13 @@ class Stretch:
         wall_seconds: By the wall clock.
         ran_seconds: Summed over threads: two of them run two seconds a second.
         ready_seconds: Without a processor, summed over threads.
+        paging_seconds: Of what they ran, for pages of memory; ``None``: not known.
     """
 
     wall_seconds: float
     ran_seconds: float
     ready_seconds: float
+    paging_seconds: float | None = None
 
     @property
     def idle_share(self) -> float:
@@ -72,6 +92,18 @@ class Stretch:
         """
         busy = self.ran_seconds + self.ready_seconds
         return self.ready_seconds / busy if busy > 0 else 0.0
+
+    @property
+    def paging_share(self) -> float | None:
+        """Share of what threads ran that went into pages of memory; ``None``: not known.
+
+        Example:
+            >>> Stretch(1.0, 2.0, 0.0, 0.5).paging_share
+            0.25
+        """
+        if self.paging_seconds is None or not self.ran_seconds > 0:
+            return None
+        return min(1.0, self.paging_seconds / self.ran_seconds)
 
 
 def time_each(
@@ -129,12 +161,15 @@ def _no_line() -> float:
 
 
 def stretch_between(
-    seconds: float, before: tuple[float, float] | None, after: tuple[float, float] | None
+    seconds: float, before: Reading | None, after: Reading | None
 ) -> Stretch | None:
     """Make a stretch of two readings of all threads; ``None`` where there is none."""
     if before is None or after is None:
         return None
-    return Stretch(seconds, after[0] - before[0], after[1] - before[1])
+    paging = None
+    if before.paging is not None and after.paging is not None:
+        paging = after.paging - before.paging
+    return Stretch(seconds, after.ran - before.ran, after.ready - before.ready, paging)
 
 
 @contextmanager
@@ -149,15 +184,19 @@ def processor_beside(clock: Clock) -> Iterator[Processor | None]:
     """
     if clock is not wall_clock:
         yield None
-    elif not _can_read():
-        yield Processor(lambda: (time.process_time(), 0.0), _no_line)
+        return
+    paging = paging_clock()
+    if not _can_read():
+        yield Processor(lambda: (time.process_time(), 0.0), _no_line, paging)
     elif any(_quotas()):
-        yield Processor(lambda: (sum(_read_threads()), 0.0), _no_line)
+        yield Processor(lambda: (sum(_read_threads()), 0.0), _no_line, paging)
     else:
         record = os.open(_THIS_THREAD, os.O_RDONLY)  # kept open: a look costs a microsecond
         try:
             yield Processor(
-                _read_threads, lambda: _ran_and_ready(os.pread(record, _RECORD_BYTES, 0))[1] / 1e9
+                _read_threads,
+                lambda: _ran_and_ready(os.pread(record, _RECORD_BYTES, 0))[1] / 1e9,
+                paging,
             )
         finally:
             os.close(record)

@@ -9,7 +9,13 @@ import numpy as np
 from torch import Tensor
 
 from rightbatch._time import Clock, synchronize
-from rightbatch.hardware.processor import Processor, Stretch, stretch_between, time_each
+from rightbatch.hardware.processor import (
+    Processor,
+    Reading,
+    Stretch,
+    stretch_between,
+    time_each,
+)
 from rightbatch.hardware.step_time import QUANTILE
 from rightbatch.hardware.workload import batches_in_process
 from rightbatch.task import Task
@@ -57,6 +63,12 @@ class Station:
     def crowded_share(self) -> float | None:
         """Share of the time that threads wanted to run and had no processor; ``None``: not seen."""
         shares = [stretch.crowded_share for stretch in self.stretches]
+        return float(np.median(shares)) if shares else None
+
+    @property
+    def paging_share(self) -> float | None:
+        """Share of what threads ran that went into pages of memory; ``None``: not known."""
+        shares = [share for s in self.stretches if (share := s.paging_share) is not None]
         return float(np.median(shares)) if shares else None
 
     @property
@@ -209,8 +221,8 @@ class Stopwatch:
             return passed / len(seconds), None
         return min(seconds), stretch_between(passed, before, self._read())
 
-    def _read(self) -> tuple[float, float] | None:
-        return self._processor.threads() if self._processor is not None else None
+    def _read(self) -> Reading | None:
+        return self._processor.look() if self._processor is not None else None
 
 
 def elements_in(batch: Any) -> int:

@@ -15,6 +15,7 @@ from rightbatch.hardware.clocks import Loop, measure_workers
 from rightbatch.hardware.diagnosis import Symptoms, diagnose, loading_matters
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
+from rightbatch.hardware.paging import paging_note
 from rightbatch.hardware.processor import Processor, processor_beside
 from rightbatch.hardware.stations import Station, Stopwatch
 from rightbatch.hardware.step_curve import fit_step_shape
@@ -361,6 +362,7 @@ def _summarize(
         shares=aside.shares,
         workers=aside.workers,
         shape=fit_step_shape(points),
+        notes=tuple(note for note in (paging_note(points),) if note is not None),
     )
 
 
@@ -378,6 +380,7 @@ def _point(
         total_seconds=max(step, load) + (1 - overlap) * min(step, load),
         idle_share=station.idle_share,
         crowded_share=station.crowded_share,
+        paging_share=station.paging_share,
         units=station.units,
         elements=station.elements,
     )

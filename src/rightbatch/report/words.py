@@ -264,9 +264,10 @@ def _throughput(throughput: ThroughputProfile, *, alone: bool) -> str:
     text = _BOTTLENECKS.get(throughput.bottleneck, throughput.bottleneck)
     if throughput.points:
         text = f"{_rate_and_half(throughput)}; {text}"
+    said = throughput.notes
     if alone or throughput.bottleneck in _ELSEWHERE:
-        text = ". ".join((text, *(s[:-1] for s in (throughput.evidence, throughput.advice) if s)))
-    return text
+        said = (throughput.evidence, throughput.advice, *said)
+    return ". ".join((text, *(sentence.rstrip(".") for sentence in said if sentence)))
 
 
 def _rate_and_half(throughput: ThroughputProfile) -> str:

@@ -43,6 +43,7 @@ class ThroughputPoint:
     crowded_share: float | None = (
         None  # of the time threads wanted to run: others had the processor
     )
+    paging_share: float | None = None  # of what threads ran: for pages of memory, given back before
     units: float | None = None  # what a batch weighs: examples, or unmasked tokens ...
     elements: float | None = None  # ... and what its tensors hold, padding included
 
@@ -103,6 +104,7 @@ class ThroughputProfile:
     shares: StepShares | None = None
     workers: tuple[WorkerPoint, ...] = ()  # ascending; at the clocks' size, where loading matters
     shape: StepShape | None = None  # None: fewer than four sizes
+    notes: tuple[str, ...] = ()  # what else to know, a sentence each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
