@@ -45,8 +45,8 @@ def _taken(front: tuple[FrontPoint, ...], objective: str, options: PlanOptions) 
     if point is not best:
         saves = "costs less" if objective == "time" else "uses fewer devices"
         words = (
-            f"For {objective}: {point_words(point)}, within 5 % of {least} "
-            f"({point_words(best)}), and {saves}"
+            f"For {objective}: {point_words(point)}, on average within 5 % of {least} "
+            f"({point_words(best)}), given the intervals, and {saves}"
         )
     other = cheapest if objective == "time" else fastest
     if other is not point:
@@ -60,7 +60,10 @@ def _taken(front: tuple[FrontPoint, ...], objective: str, options: PlanOptions) 
 def _taken_for_energy(front: tuple[FrontPoint, ...]) -> str:
     point = next(p for p in front if "energy" in p.taken_for)
     fastest = min(front, key=lambda p: p.relative_time)
-    words = f"For energy: {point_words(point)}, the least energy on the front or within 5 % of it"
+    words = (
+        f"For energy: {point_words(point)}, the least energy on the front, or on average within "
+        "5 % of it, given the intervals"
+    )
     if fastest is not point and fastest.relative_energy and point.relative_energy:
         time = format_ratio(point.relative_time / fastest.relative_time)
         joules = format_ratio(point.relative_energy / fastest.relative_energy)

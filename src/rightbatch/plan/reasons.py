@@ -121,8 +121,8 @@ def _size(decision: Decision, options: PlanOptions) -> str:
         where, there = f" on {devices_words((chosen.devices,))}", " there"
     return (
         f"Batch size {chosen.batch_size} takes {steps}x the fewest possible steps, at "
-        f"{format_seconds(row.step_seconds)} a step{where}: {least}{there}, or within 5 % "
-        "of it."
+        f"{format_seconds(row.step_seconds)} a step{where}: {least}{there}, or on average within "
+        "5 % of it, given the intervals."
     )
 
 

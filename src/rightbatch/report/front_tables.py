@@ -78,13 +78,14 @@ def _front_table(plan: Plan) -> Table:
 
 def _remark(point: FrontPoint, plan: Plan) -> str:
     words = ["recommended"] if is_chosen(point, plan) else []
-    words += [f"least {name}" for name in point.taken_for]
+    words += [f"for {name}" for name in point.taken_for]
     words += ["over the limits"] if point.meets_limits is False else []
     return ", ".join(words)
 
 
 def _note(plan: Plan, *, has_seconds: bool, has_allowed: bool) -> str:
-    note = "time: over the fastest; cost: device-hours, over the cheapest"
+    note = "for time, for cost: what that objective takes, the least on average or within 5 % of "
+    note += "it; time: over the fastest; cost: device-hours, over the cheapest"
     if plan.objective == "energy":
         note += "; energy: joules over the least"
     if has_seconds:
