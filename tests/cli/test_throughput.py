@@ -17,8 +17,9 @@ from rightbatch._time import Deadline
 from rightbatch.cli import throughput as command
 from rightbatch.cli.commands import app
 from rightbatch.cli.session import Session
+from rightbatch.cli.throughput import joined
 from rightbatch.results import EnergyPoint
-from tests.results_samples import least
+from tests.results_samples import full, least
 
 pytestmark = pytest.mark.usefixtures("float32")
 
@@ -137,6 +138,76 @@ def test_joules_are_kept_and_planned_with(lab: Path, monkeypatch: pytest.MonkeyP
     refused = run("plan", "other.json", "--add", "out/results.json")
     assert refused.exit_code == 2
     assert "must be of one model to be joined, got 7 and" in refused.stderr
+
+
+def findings(*parts: str, name: str = "digits", optimizer: str = "SGD", **environment: str):  # type: ignore[no-untyped-def]
+    """Findings of which only these parts were measured."""
+    made = full()
+    return rb.Findings(
+        task=replace(made.task, name=name, optimizer=optimizer),
+        environment=environment,
+        **{part: getattr(made, part) for part in parts},
+    )
+
+
+GPU = {"device": "cuda:1", "device_name": "NVIDIA H200"}
+
+
+@pytest.mark.parametrize("part", ["memory", "communication", "energy"])
+@pytest.mark.parametrize(
+    ("other", "called"), [(GPU, "NVIDIA H200"), ({"device": "mps:0"}, "mps")], ids=["cuda", "mps"]
+)
+def test_what_is_of_another_device_is_not_joined(
+    part: str, other: dict[str, str], called: str
+) -> None:
+    told = f"got throughput of cpu and {part} of {called}: neither says"
+    with pytest.raises(rb.ResultsError, match=told):
+        joined(findings("throughput", device="cpu"), findings(part, **other))
+
+
+def test_another_device_of_the_same_kind_is_joined() -> None:
+    first = {**GPU, "device": "cuda"}
+    both = joined(findings("throughput", **first), findings("memory", "energy", **GPU))
+    assert both.energy == full().energy
+    assert both.environment == first
+    with pytest.raises(rb.ResultsError, match="of NVIDIA H200 and energy of NVIDIA A100:"):
+        joined(
+            findings("throughput", **GPU),
+            findings("energy", **GPU | {"device_name": "NVIDIA A100"}),
+        )
+
+
+def test_gradient_noise_is_of_any_device_and_times_are_of_theirs() -> None:
+    """What was learnt on a CPU, planned for the device that was timed; and the other way."""
+    learnt = findings("noise", "critical_batch_size", device="cpu")
+    timed = findings("throughput", "critical_batch_size", **GPU)
+    both = joined(learnt, timed)
+    assert (both.noise, both.throughput) == (full().noise, full().throughput)
+    assert both.environment == GPU
+    assert joined(timed, learnt).environment == GPU
+
+
+def test_nothing_is_refused_for_what_is_not_taken() -> None:
+    known = findings("throughput", "noise", device="cpu")
+    assert joined(known, findings("throughput", optimizer="Adam", name="other", **GPU)) == known
+
+
+def test_what_is_of_another_optimizer_is_not_joined() -> None:
+    with pytest.raises(rb.ResultsError, match="of one optimizer to be joined, got SGD and Adam:"):
+        joined(findings("throughput"), findings("energy", optimizer="Adam"))
+    sharded = findings("communication", "throughput", optimizer="ZeroRedundancyOptimizer")
+    assert joined(findings("throughput"), sharded).communication == full().communication
+
+
+def test_another_name_is_told() -> None:
+    both = joined(findings("throughput"), findings("energy", "communication", name="words"))
+    assert both.task.warnings == (
+        "one warning.",
+        "communication, energy come from results of 'words', the rest is of 'digits': they were "
+        "joined because both models have as many parameters.",
+    )
+    wrapped = findings("communication", name="DistributedDataParallel")
+    assert joined(findings("throughput"), wrapped).task.warnings == ("one warning.",)
 
 
 def test_counters_that_stand_still_are_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

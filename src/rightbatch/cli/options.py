@@ -115,7 +115,12 @@ TaskName = Annotated[
 ResultsFile = Annotated[Path, typer.Argument(metavar="RESULTS.json")]
 AddFile = Annotated[
     Path | None,
-    typer.Option("--add", metavar="RESULTS.json", help="Take from this file what the other lacks."),
+    typer.Option(
+        "--add",
+        metavar="RESULTS.json",
+        help="Take from this file what the other lacks: of the same task, on a device of the same "
+        "kind.",
+    ),
 ]
 ObjectiveOption = Annotated[Objective, typer.Option(help="What to minimise.")]
 Devices = Annotated[

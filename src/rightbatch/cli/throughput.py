@@ -19,6 +19,8 @@ from rightbatch.results import ThroughputProfile
 from rightbatch.task import Task
 
 _FEWEST_SIZES = 2  # of joules; they make a line
+_ON_A_DEVICE = frozenset({"memory", "throughput", "communication", "energy"})
+_WRAPPERS = frozenset({"DistributedDataParallel", "OptimizedModule"})  # names of unnamed tasks
 
 
 def measure_steps(
@@ -83,22 +85,70 @@ def _add_energy(
 
 
 def joined(findings: Findings, more: Findings) -> Findings:
-    """Fill in what was not measured from other findings of the same model.
+    """Fill in what was not measured from other findings of the same task.
+
+    Seconds, bytes and joules are of one kind of device; what was learnt from gradients and losses
+    is of any. Where only the other findings have some of the former, the result is of their
+    machine. A model of the same size with another name is taken, with a warning.
 
     Raises:
-        ResultsError: If they are of another model.
+        ResultsError: If they are of another model, optimizer or kind of device.
     """
-    if findings.task.parameters != more.task.parameters:
-        raise ResultsError(
-            f"results files must be of one model to be joined, got {findings.task.parameters} and "
-            f"{more.task.parameters} parameters. Measure the same task for both."
-        )
-    lacking = {
+    taken = {
         part.name: getattr(more, part.name)
         for part in fields(findings)
-        if getattr(findings, part.name) is None
+        if getattr(findings, part.name) is None and getattr(more, part.name) is not None
     }
-    return replace(findings, **lacking)
+    _check_one_task(findings, more, set(taken))
+    on_device = _ON_A_DEVICE & set(taken)
+    if on_device and not _of_a_device(findings):
+        findings = replace(findings, environment=more.environment)
+    names = findings.task.name, more.task.name
+    if taken and names[0] != names[1] and not _WRAPPERS.intersection(names):
+        warning = (
+            f"{', '.join(sorted(taken))} come from results of {names[1]!r}, the rest is of "
+            f"{names[0]!r}: they were joined because both models have as many parameters."
+        ).replace("_", " ")
+        task = findings.task
+        findings = replace(findings, task=replace(task, warnings=(*task.warnings, warning)))
+    return replace(findings, **taken)
+
+
+def _check_one_task(findings: Findings, more: Findings, taken: set[str]) -> None:
+    """Raise where what would be taken is of something else."""
+    one, other = findings.task, more.task
+    if one.parameters != other.parameters:
+        raise ResultsError(
+            f"results files must be of one model to be joined, got {one.parameters} and "
+            f"{other.parameters} parameters. Measure the same task for both."
+        )
+    # Gradients take as long to average whatever is done with them.
+    if one.optimizer != other.optimizer and taken - {"communication"}:
+        raise ResultsError(
+            f"results files must be of one optimizer to be joined, got {one.optimizer} and "
+            f"{other.optimizer}: steps, memory and learning rates differ. Measure the same task "
+            "for both."
+        )
+    devices = _device(findings), _device(more)
+    if None not in devices and devices[0] != devices[1]:
+        known, new = _of_a_device(findings), _ON_A_DEVICE & taken
+        if known and new:
+            raise ResultsError(
+                "results files must be of one kind of device to be joined, got "
+                f"{', '.join(sorted(known))} of {devices[0]} and {', '.join(sorted(new))} of "
+                f"{devices[1]}: neither says anything of the other. Measure both on one."
+            )
+
+
+def _of_a_device(findings: Findings) -> set[str]:
+    return {name for name in _ON_A_DEVICE if getattr(findings, name) is not None}
+
+
+def _device(findings: Findings) -> str | None:
+    """Name the kind of device, whichever of its kind it was; ``None`` where it is not known."""
+    described = findings.environment
+    kind = described.get("device", "").split(":")[0]
+    return described.get("device_name") or kind or None
 
 
 def spread_sizes(sizes: list[int], most: int) -> list[int]:
