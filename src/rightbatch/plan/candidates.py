@@ -5,6 +5,7 @@ steps(b) = S_min (1 + B_c / b)                                       statistics
 step_seconds(b) = accumulated passes + all-reduce                    hardware, see `step_model`
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ _NORMAL_95 = 2 * 1.959964  # width of a 95 % interval in standard deviations
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One batch size on so many devices, and the micro-batch that makes it fastest."""
+    """One batch size on so many devices, and the micro-batches that make it up."""
 
     batch_size: int
     micro_batch_size: int
@@ -50,7 +51,8 @@ def list_ways(
             that were timed do.
         devices: Devices that share a batch.
         examples: In one epoch: no batch exceeds it.
-        current_batch_size: Listed whatever it is, if it can be made up of measured sizes.
+        current_batch_size: Listed whatever it is, if it can be made up of measured sizes; also
+            in one pass, as it is trained with, if that lies in the measured range and fits.
         communication_seconds: Of an optimizer step on so many devices.
 
     Returns:
@@ -63,28 +65,58 @@ def list_ways(
         cap = memory.max_verified_batch_size
     micros = sorted({*_powers_of_two(measured[-1]), *measured})
     micros = [size for size in micros if size >= measured[0]]
-    seconds = dict(zip(micros, pass_curve(throughput).read(micros), strict=True))
-    optimizer = optimizer_seconds(throughput)
-    ways: dict[int, Way] = {}
     sizes = {micro * devices for micro in micros}
     sizes |= {power * devices for power in _powers_of_two(micros[-1] * _ACCUMULATION)}
+    layouts: set[tuple[int, int]] = set()  # batch size, micro-batch size
     if current_batch_size is not None:
         sizes.add(current_batch_size)
-    for size in sorted(sizes):
-        if size < measured[0] * devices or (examples is not None and size > examples):
-            continue
+        share, rest = divmod(current_batch_size, devices)
+        if rest == 0 and measured[0] <= share <= min(cap, measured[-1]):
+            layouts.add((current_batch_size, share))
+    best = _best_micro_batch(throughput, micros, cap)
+    for size in sizes:
         share, rest = divmod(size, devices)
-        splits = [m for m in micros if rest == 0 and share % m == 0 and share // m <= _ACCUMULATION]
+        micro = best(share) if rest == 0 else None
+        if micro is not None:
+            layouts.add((size, micro))
+    return tuple(
+        Way(size, micro, size // (micro * devices), micro <= cap, devices, communication_seconds)
+        for size, micro in sorted(layouts)
+        if examples is None or size <= examples
+    )
+
+
+def _best_micro_batch(
+    throughput: ThroughputProfile, micros: list[int], cap: int
+) -> Callable[[int], int | None]:
+    """Answer which micro-batch makes up a device's share fastest: of those that fit, if any do."""
+    seconds = dict(zip(micros, pass_curve(throughput).read(micros), strict=True))
+    optimizer = optimizer_seconds(throughput)
+
+    def best(share: int) -> int | None:
+        splits = [m for m in micros if share % m == 0 and share // m <= _ACCUMULATION]
         fitting = [m for m in splits if m <= cap]
-        if splits:
-            # A larger micro-batch wins a tie: fewer passes, and less depends on the interpolation.
-            best = min(
-                fitting or splits, key=lambda m: ((seconds[m] - optimizer) * (share // m), -m)
-            )
-            ways[size] = Way(
-                size, best, share // best, bool(fitting), devices, communication_seconds
-            )
-    return tuple(ways[size] for size in sorted(ways))
+        # A larger micro-batch wins a tie: fewer passes, and less depends on the interpolation.
+        return min(
+            fitting or splits,
+            key=lambda m: ((seconds[m] - optimizer) * (share // m), -m),
+            default=None,
+        )
+
+    return best
+
+
+def find_today(ways: tuple[Way, ...], today: int | None) -> int | None:
+    """Find what is trained with today: its batch size on the fewest devices, in the fewest passes.
+
+    Example:
+        >>> ways = (Way(8, 8, 1, True), Way(16, 8, 2, True), Way(16, 16, 1, True))
+        >>> find_today(ways, 16), find_today(ways, 24)
+        (2, None)
+    """
+    here = min(way.devices for way in ways)
+    same = [i for i, w in enumerate(ways) if (w.batch_size, w.devices) == (today, here)]
+    return min(same, key=lambda i: ways[i].accumulation_steps, default=None)
 
 
 def step_seconds(ways: tuple[Way, ...], throughput: ThroughputProfile) -> Floats:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from rightbatch.plan.candidates import find_today
 from rightbatch.plan.costs import compare_costs
 from rightbatch.plan.front import find_front, front_point, front_points
 from rightbatch.plan.inputs import Inputs, sort_results
@@ -109,7 +110,8 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     candidates = list_candidates(weighed, inputs)
     front = find_front(weighed, candidates, options, today)
     way = weighed.ways[front.chosen]
-    current, speedup = _against_today(today, weighed, front.chosen)
+    stay = find_today(weighed.ways, today)
+    current, speedup = _against_today(stay, weighed, front.chosen)
     low, high = near_best(weighed, front.chosen, front.keeping)
     rate, rate_source = suggest_learning_rate(
         inputs, way.batch_size, critical=float(np.median(weighed.critical))
@@ -124,8 +126,9 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
         unlimited=front_point(weighed, front, candidates, front.unlimited),
         dominated=front.dominated,
         left_out=weighed.left_out,
-        costs=compare_costs(weighed, front, options, today),
+        costs=compare_costs(weighed, front, options, stay),
         today=today,
+        now=None if stay is None else weighed.ways[stay],
         speedup=speedup,
         rate_source=rate_source,
     )
@@ -160,18 +163,18 @@ def _status(critical: CriticalBatchSize, tied: list[int]) -> Status:
 
 
 def _against_today(
-    today: int | None, weighed: Weighed, chosen: int
+    stay: int | None, weighed: Weighed, chosen: int
 ) -> tuple[Current | None, Speedup]:
-    """Compare with today's batch size on the fewest devices that were planned for."""
-    here = min(way.devices for way in weighed.ways)
-    index = next(
-        (i for i, w in enumerate(weighed.ways) if w.batch_size == today and w.devices == here),
-        None,
-    )
-    if today is None or index is None:
+    """Compare with the way that is trained with today."""
+    if stay is None:
         return None, Speedup(None, None, None)
-    ratio = weighed.times[:, index] / weighed.times[:, chosen]
+    now = weighed.ways[stay]
+    ratio = weighed.times[:, stay] / weighed.times[:, chosen]
     low, middle, high = (float(q) for q in np.quantile(ratio, [0.025, 0.5, 0.975]))
-    devices = None if here == weighed.ways[chosen].devices else here
-    current = Current(batch_size=today, relative_time=middle, devices=devices)
+    current = Current(
+        batch_size=now.batch_size,
+        relative_time=middle,
+        devices=None if now.devices == weighed.ways[chosen].devices else now.devices,
+        micro_batch_size=now.micro_batch_size,
+    )
     return current, Speedup(middle, low, high)

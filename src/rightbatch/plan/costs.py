@@ -14,7 +14,7 @@ _SECONDS_PER_HOUR = 3600
 
 
 def compare_costs(
-    weighed: Weighed, front: Front, options: PlanOptions, today: int | None
+    weighed: Weighed, front: Front, options: PlanOptions, stay: int | None
 ) -> tuple[CostOption, ...]:
     """Compare staying as today with the best batch here and with every front of more devices.
 
@@ -22,34 +22,31 @@ def compare_costs(
         weighed: Ways.
         front: The points that more devices can reach.
         options: Price, upfront costs, steps of today's run.
-        today: Today's batch size.
+        stay: Index of the way that is trained with today; ``None``: it was not weighed.
 
     Returns:
-        Nothing where no upfront cost was named, or today's batch was not weighed. Else "stay"
-        first; the fewest devices that were planned for count as those of today.
+        Nothing where no upfront cost was named, or today's way was not weighed. Else "stay"
+        first.
     """
-    ways, here = weighed.ways, min(way.devices for way in weighed.ways)
-    stay = next(
-        (i for i, w in enumerate(ways) if w.batch_size == today and w.devices == here), None
-    )
     if not options.upfront_costs or options.price_per_hour is None or stay is None:
         return ()
-    options_listed = [_option("stay", stay, stay, 0.0, weighed, options, today)]
+    ways = weighed.ways
+    today, here = ways[stay].batch_size, ways[stay].devices
+    options_listed = [_option("stay", stay, stay, 0.0, weighed, options)]
     retuning = options.upfront_costs.get("retuning", 0.0)
     per_device = options.upfront_costs.get("per_device", 0.0)
     best = next((i for i in front.tied if ways[i].devices == here), stay)
     if best != stay:
-        options_listed.append(
-            _option("other batch here", best, stay, retuning, weighed, options, today)
-        )
+        moved = ways[best].batch_size != today
+        name = "other batch here" if moved else "other layout here"
+        once = retuning if moved else 0.0
+        options_listed.append(_option(name, best, stay, once, weighed, options))
     for index in front.indices:
         way = ways[index]
         if way.devices > here:
             upfront = per_device * (way.devices - here)
             upfront += retuning if way.batch_size != today else 0.0
-            options_listed.append(
-                _option("more devices", index, stay, upfront, weighed, options, today)
-            )
+            options_listed.append(_option("more devices", index, stay, upfront, weighed, options))
     return tuple(options_listed)
 
 
@@ -60,13 +57,12 @@ def _option(
     upfront: float,
     weighed: Weighed,
     options: PlanOptions,
-    today: int | None,
 ) -> CostOption:
     assert options.price_per_hour is not None
-    assert today is not None
     price_per_second = options.price_per_hour / _SECONDS_PER_HOUR
     # Cost of what one step of today's run becomes, shape [ways].
     per_minimal_step = weighed.times * weighed.devices * price_per_second
+    today = weighed.ways[stay].batch_size
     per_step = np.median(per_minimal_step / (1 + weighed.critical / today)[:, None], axis=0)
     saving = float(per_step[stay] - per_step[index])
     steps = options.steps_today

@@ -57,6 +57,7 @@ class Decision:
     left_out: tuple[int, ...]  # device counts that no batch can be shared by
     costs: tuple[CostOption, ...]
     today: int | None
+    now: Way | None  # what is trained with today; None: it cannot be made up
     speedup: Speedup
     rate_source: str
 
@@ -78,7 +79,7 @@ def explain(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[s
         *explain_limits(decision.front, options, chosen, decision.today, decision.unlimited),
         *explain_costs(decision.costs, options),
         *_memory(inputs.memory, decision.candidates, chosen.devices),
-        *_against_today(decision, min(options.devices)),
+        *_against_today(decision),
         *([f"The learning rate {decision.rate_source}."] if decision.rate_source else []),
         *_communication(inputs.communication, chosen, row, options),
         *_cost(chosen, row, options),
@@ -204,25 +205,38 @@ def _memory(
     ]
 
 
-def _against_today(decision: Decision, here: int) -> list[str]:
-    speedup, current, chosen = decision.speedup, decision.today, decision.chosen
+def _against_today(decision: Decision) -> list[str]:
+    speedup, now, chosen = decision.speedup, decision.now, decision.chosen
     ratio, low, high = speedup.value, speedup.low, speedup.high
-    if current is None:
+    if decision.today is None:
         return []
-    if ratio is None or low is None or high is None:
+    if now is None or ratio is None or low is None or high is None:
         return [
-            f"Today's {current} cannot be made up of measured sizes on these devices, so there is "
-            "no comparison."
+            f"Today's {decision.today} cannot be made up of measured sizes on these devices, so "
+            "there is no comparison."
         ]
-    where = "" if here == chosen.devices else f" on {devices_words((here,))}"
-    if current == chosen.batch_size and not where:
-        return [f"That is today's batch size: keep {current}."]
+    taken = _taken_to_be(now)
+    if now == chosen:
+        return [f"That is today's batch size: keep {now.batch_size}{taken}."]
+    where = "" if now.devices == chosen.devices else f" on {devices_words((now.devices,))}"
+    layout = " in one pass" if not where and now.batch_size == chosen.batch_size else ""
     interval = format_interval(ratio, low, high, number=format_ratio)
     verdict = "" if low > 1 else ", so it may be no faster than today"
     return [
-        f"Against today's {current}{where}, with the rate tuned for each, it is {interval} as fast"
-        f"{verdict}."
+        f"Against today's {now.batch_size}{layout}{where}{taken}, with the rate tuned for each, it "
+        f"is {interval} as fast{verdict}."
     ]
+
+
+def _taken_to_be(now: Way) -> str:
+    """Say which layout today's batch is taken to have, where it is not one pass."""
+    if now.accumulation_steps == 1:
+        return ""
+    share = now.batch_size // now.devices
+    return (
+        f" (taken to be {now.accumulation_steps} passes of {now.micro_batch_size}: one of {share} "
+        "was not timed, or does not fit)"
+    )
 
 
 def _communication(

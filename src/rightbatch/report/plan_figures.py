@@ -22,6 +22,7 @@ from rightbatch.report.canvas import (
 )
 from rightbatch.report.front_tables import is_chosen
 from rightbatch.report.tables import cost_differs, current_candidate, mark, same_devices
+from rightbatch.report.words import keeps_today
 from rightbatch.results import Candidate, FrontPoint, Plan, Results, Status
 
 _ROOM = 3.0  # beaten ways further than this beyond the front are not drawn
@@ -131,7 +132,7 @@ def _points(
 
 def _mark_current(figure: go.Figure, plan: Plan) -> None:
     """The current setting may not be among the candidates: it has numbers of its own."""
-    if plan.current is None or plan.current.batch_size == plan.batch_size:
+    if plan.current is None or keeps_today(plan):
         return
     candidate = current_candidate(plan)
     time = _current_time(plan)

@@ -117,14 +117,17 @@ def same_devices(plan: Plan) -> tuple[Candidate, ...]:
 
 
 def current_candidate(plan: Plan) -> Candidate | None:
-    """Find the fastest candidate of the current batch size, if the plan weighed one."""
+    """Find the current setting, if the plan weighed it: the fastest where no layout is told."""
     if plan.current is None:
         return None
     devices = plan.devices if plan.current.devices is None else plan.current.devices
+    micro = plan.current.micro_batch_size
     same = [
         c
         for c in plan.candidates
-        if c.batch_size == plan.current.batch_size and c.devices in (None, devices)
+        if c.batch_size == plan.current.batch_size
+        and c.devices in (None, devices)
+        and micro in (None, c.micro_batch_size)
     ]
     return min(same, key=lambda c: c.relative_time, default=None)
 

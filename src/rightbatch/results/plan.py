@@ -56,7 +56,7 @@ class FrontPoint:
 class CostOption:
     """What staying, a larger batch or more devices costs: once, and in every run."""
 
-    name: str  # "stay", "other batch here" or "more devices"
+    name: str  # "stay", "other batch here", "other layout here" or "more devices"
     batch_size: int
     devices: int
     relative_time: float  # over staying
@@ -74,6 +74,7 @@ class Current:
     batch_size: int
     relative_time: float  # over the plan's time
     devices: int | None = None  # the fewest that were planned for; None: as many as the plan's
+    micro_batch_size: int | None = None  # that a device passes at a time; None: not told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
