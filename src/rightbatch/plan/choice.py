@@ -103,8 +103,7 @@ def plan(
 
 
 def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
-    facts = inputs.task
-    today = facts.batch_size if facts else None
+    today = inputs.task.batch_size if inputs.task else None
     check_today(options.steps_today, today)
     weighed = weigh(inputs, options)
     candidates = list_candidates(weighed, inputs)
@@ -113,9 +112,8 @@ def _decide(inputs: Inputs, options: PlanOptions) -> Plan:
     stay = find_today(weighed.ways, today)
     current, speedup = _against_today(stay, weighed, front.chosen)
     low, high = near_best(weighed, front.chosen, front.keeping)
-    rate, rate_source = suggest_learning_rate(
-        inputs, way.batch_size, critical=float(np.median(weighed.critical))
-    )
+    critical = float(np.median(weighed.critical))
+    rate, rate_source = suggest_learning_rate(inputs, way.batch_size, critical=critical)
     settings = settings_at(inputs, way.batch_size, rate, rate_source)
     decision = Decision(
         chosen=way,
