@@ -15,6 +15,7 @@ from benchmarks import increase_batch as increase_batches
 from benchmarks import memory as memories
 from benchmarks import monitor as monitors
 from benchmarks import noise as noises
+from benchmarks import paging as pagings
 from benchmarks import per_example as per_examples
 from benchmarks import scaling as scalings
 from benchmarks import steps_model as step_models
@@ -93,6 +94,14 @@ def memory(
     models = list(memories.MODELS) if model == "all" else [model]
     result = memories.memory(_say, models, keep=memories.write)
     sys.stdout.write(memories.as_markdown(result))
+
+
+@app.command()
+def paging() -> None:
+    """What a heap that keeps its pages does for a step on a CPU; about 10 minutes."""
+    result = pagings.paging(_say)
+    pagings.write(result)
+    sys.stdout.write(pagings.as_markdown(result))
 
 
 @app.command("steps-model")

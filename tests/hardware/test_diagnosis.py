@@ -130,6 +130,26 @@ def test_the_evidence_of_loading_is_the_three_clocks() -> None:
     assert "num_workers" in diagnosis.advice
 
 
+BESIDE = {  # seconds of loading with 0 and 1 workers, beside steps of 0.64 s
+    "a worker hides it": ([0.58, 0.59], "Loading is 48 % of what the loop pays: try num_workers=1"),
+    "none gains": ([0.58, 1.3], ""),
+    "it is little": ([0.05, 0.05], ""),
+    "none was tried": ([], ""),
+}
+
+
+@pytest.mark.parametrize(("loading", "said"), BESIDE.values(), ids=BESIDE)
+def test_loading_that_is_paid_beside_computing_is_told(loading: list[float], said: str) -> None:
+    """With workers the loop would pay the longer of both, and not their sum."""
+    workers = [WorkerPoint(num_workers=n, load_seconds=s) for n, s in enumerate(loading)]
+    load = loading[0] if loading else 0.58
+    points = line(0.0, 0.01, load=load)
+    diagnosis = found(points, 0.0, clocks=clocks(load, 0.64), workers=workers)
+    assert diagnosis.bottleneck == "compute"
+    assert diagnosis.advice.endswith("more devices.") != bool(said)
+    assert said in diagnosis.advice
+
+
 WORKERS = {
     "the fewest that hide loading": ([0.3, 0.16, 0.05, 0.04], "num_workers=2"),
     "or those that load fastest": ([0.3, 0.2, 0.12, 0.1], "num_workers=4"),

@@ -7,7 +7,7 @@ thrashing; only then does a fixed cost of a step speak for a larger batch.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from rightbatch._format import format_count, format_number, format_seconds
@@ -116,12 +116,10 @@ def diagnose(symptoms: Symptoms) -> Diagnosis:
         _thrashing,
         _overhead,
         _compute,
+        _mixed,
     )
-    for cause in causes:
-        found = cause(symptoms)
-        if found is not None:
-            return found
-    return _mixed(symptoms)
+    found = next(found for cause in causes if (found := cause(symptoms)) is not None)
+    return replace(found, advice=f"{found.advice}{_loading_beside(symptoms, found)}")
 
 
 def loading_matters(load_seconds: float, step_seconds: float, total_seconds: float) -> bool:
@@ -150,25 +148,54 @@ def _loading(seen: Symptoms) -> Diagnosis | None:
 
 def _workers(seen: Symptoms) -> str:
     """Name the fewest processes with which the loop pays about the least, if any gain."""
-    now = next((w for w in seen.workers if w.num_workers == seen.num_workers), None)
-    others = [w for w in seen.workers if w.num_workers != seen.num_workers]
-    if now is None or not others or seen.clocks is None:
+    others = _others(seen)
+    if not others:
         return (
             ": load in more worker processes (num_workers), or make an example cheaper to load "
             "(decode or cache it beforehand)"
         )
-    clocks = seen.clocks
-    step = clocks.step_seconds
-    pays = {w.num_workers: max(w.load_seconds, step) for w in others if w.num_workers}
-    least = min(pays.values(), default=math.inf)
-    if least > _WORKERS_GAIN * clocks.total_seconds:
+    if not (gain := _workers_gain(seen)):
         return (
             f", nor do worker processes (up to {max(w.num_workers for w in others)} tried): make "
             "an example cheaper to load (decode or cache it beforehand)"
         )
+    return f": {gain}"
+
+
+def _loading_beside(seen: Symptoms, found: Diagnosis) -> str:
+    """Name the workers that would hide loading where computing takes longer, but both are paid."""
+    clocks = seen.clocks
+    if found.bottleneck == "loading" or clocks is None:
+        return ""
+    if not loading_matters(clocks.load_seconds, clocks.step_seconds, clocks.total_seconds):
+        return ""
+    gain = _workers_gain(seen)
+    share = _percent(1 - clocks.step_seconds / clocks.total_seconds)
+    return f" Loading is {share} of what the loop pays: {gain}." if gain else ""
+
+
+def _others(seen: Symptoms) -> list[WorkerPoint]:
+    """What other numbers of workers were tried, beside the task's own."""
+    tried = {worker.num_workers for worker in seen.workers}
+    if seen.num_workers not in tried or seen.clocks is None:
+        return []
+    return [worker for worker in seen.workers if worker.num_workers != seen.num_workers]
+
+
+def _workers_gain(seen: Symptoms) -> str:
+    """Name the fewest workers with which the loop pays about the least; empty where none gain."""
+    others, clocks = _others(seen), seen.clocks
+    if not others or clocks is None:
+        return ""
+    step = clocks.step_seconds
+    pays = {w.num_workers: max(w.load_seconds, step) for w in others if w.num_workers}
+    least = min(pays.values(), default=math.inf)
+    if least > _WORKERS_GAIN * clocks.total_seconds:
+        return ""
+    now = next(w for w in seen.workers if w.num_workers == seen.num_workers)
     best = next(w for w in others if pays.get(w.num_workers, math.inf) <= _NEAR * least)
     return (
-        f": try num_workers={best.num_workers}, with which loading a batch of "
+        f"try num_workers={best.num_workers}, with which loading a batch of "
         f"{format_count(clocks.batch_size)} took {format_seconds(best.load_seconds)} instead of "
         f"{format_seconds(now.load_seconds)}, while a step of {format_seconds(step)} is computed"
     )
