@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rightbatch._time import synchronize
 from rightbatch.hardware import child, measure_memory, memory
 from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
-from rightbatch.hardware.child import Job, _Attempt, _CudaLimit
+from rightbatch.hardware.child import Job, _Attempt
 from rightbatch.hardware.fake import _swap_optimizer
+from rightbatch.hardware.limits import CudaLimit
 from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.task import Task
 from rightbatch.testing import QuadraticTask
@@ -80,7 +81,7 @@ def job(budget_bytes: int) -> Job:
 @pytest.mark.parametrize("name", ["cuda:1", "cuda"])
 def test_a_try_may_use_its_budget_above_what_the_task_holds(name: str, gpu: Gpu) -> None:
     gpu.reserved = 2 * GIB
-    limit = _CudaLimit(torch.device(name), job(4 * GIB))
+    limit = CudaLimit(torch.device(name), 4 * GIB)
     assert gpu.fraction == 6 / 16
     limit.loosen(30 * GIB)
     assert gpu.fraction == 1.0
@@ -90,7 +91,7 @@ def test_a_try_may_use_its_budget_above_what_the_task_holds(name: str, gpu: Gpu)
 
 
 def test_an_allocator_that_had_to_start_over_has_thrashed(gpu: Gpu) -> None:
-    limit = _CudaLimit(torch.device("cuda:1"), job(GIB))  # no statistics at all is none
+    limit = CudaLimit(torch.device("cuda:1"), GIB)  # no statistics at all is none
     assert not limit.thrashed()
     gpu.stats = {"num_alloc_retries": 1}
     assert limit.thrashed()
@@ -113,8 +114,8 @@ def test_only_from_the_second_step_on_starting_over_counts(
 
     model = torch.nn.Linear(1, 1)
     task = Task(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(9, 1), loss)
-    limit = _CudaLimit(torch.device("cuda:1"), job(GIB))
-    monkeypatch.setattr(child, "_limit_for", lambda device, job: limit)
+    limit = CudaLimit(torch.device("cuda:1"), GIB)
+    monkeypatch.setattr(child, "limit_for", lambda *_, **__: limit)
     assert _Attempt(task, None, job(GIB)).run().outcome == outcome
     assert len(calls) == 3
 

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from rightbatch._time import synchronize, wall_clock
+from rightbatch.hardware.limits import Limit, limit_for
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
 from rightbatch.hardware.settings import adopt
@@ -143,7 +144,7 @@ class _Attempt:
     def run(self) -> Answer:
         """Take the steps; whatever goes wrong is an outcome."""
         meter = meter_for(self._device)
-        guard = _limit_for(self._device, self._job)
+        guard = limit_for(self._device, self._job.budget_bytes, enforced=self._job.enforced)
         begin = wall_clock()
         try:
             answer = self._steps(meter, guard)
@@ -163,7 +164,7 @@ class _Attempt:
         guard.lift()
         return answer
 
-    def _beyond(self, meter: Meter, guard: "_Limit", refused: Answer) -> Answer:
+    def _beyond(self, meter: Meter, guard: Limit, refused: Answer) -> Answer:
         """Learn how much a size takes that was refused: the next one is then chosen well."""
         optimizer = self._task.optimizer
         optimizer.zero_grad(set_to_none=True)
@@ -184,7 +185,7 @@ class _Attempt:
         least = max(ran.peak_bytes, self._job.budget_bytes)
         return replace(refused, peak_bytes=least)
 
-    def _steps(self, meter: Meter, guard: "_Limit") -> Answer:
+    def _steps(self, meter: Meter, guard: Limit) -> Answer:
         meter.reset()
         spent, peaks, left_over = 0.0, list[int](), list[int]()
         while self._goes_on(peaks, spent, left_over):
@@ -277,110 +278,6 @@ def _wake_up(device: torch.device) -> None:
     torch.zeros(torch.get_num_threads() * _ELEMENTS_PER_THREAD, dtype=torch.uint8).add_(1)
     synchronize(device)
     reclaim(device)
-
-
-class _Limit:
-    """No limit; and what it can tell."""
-
-    def thrashed(self) -> bool:
-        return False
-
-    def forget(self) -> None:
-        pass
-
-    def loosen(self, budget_bytes: int) -> None:
-        pass
-
-    def lift(self) -> None:
-        pass
-
-
-@final
-class _ProcessLimit(_Limit):
-    """On a CPU the kernel refuses memory above the limit, instead of killing later."""
-
-    def __init__(self, job: Job) -> None:
-        self._soft: tuple[int, int] | None = None
-        if job.enforced and sys.platform == "linux":
-            import resource
-
-            self._soft = resource.getrlimit(resource.RLIMIT_DATA)
-            self._held = self._read("VmData:")
-            self.loosen(job.budget_bytes)
-
-    def loosen(self, budget_bytes: int) -> None:
-        if self._soft is not None:
-            import resource
-
-            own, hard = self._held + budget_bytes, self._soft[1]
-            soft = own if hard == resource.RLIM_INFINITY else min(own, hard)
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
-
-    def lift(self) -> None:
-        if self._soft is not None:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_DATA, self._soft)
-
-    @staticmethod
-    def _read(key: str) -> int:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith(key):
-                return int(line.split()[1]) * 1024
-        return 0
-
-
-@final
-class _CudaLimit(_Limit):
-    """The caching allocator's own limit, and its signs of distress."""
-
-    def __init__(self, device: torch.device, job: Job) -> None:
-        self._device, self._enforced = device, job.enforced
-        self._held = torch.cuda.memory_reserved(device)
-        self.loosen(job.budget_bytes)
-
-    def loosen(self, budget_bytes: int) -> None:
-        if self._enforced:
-            _, total = torch.cuda.mem_get_info(self._device)
-            share = (self._held + budget_bytes) / total
-            torch.cuda.set_per_process_memory_fraction(min(1.0, share), self._device.index)
-        self.forget()
-
-    def thrashed(self) -> bool:
-        return self._distress() > self._before
-
-    def forget(self) -> None:
-        self._before = self._distress()
-
-    def lift(self) -> None:
-        torch.cuda.set_per_process_memory_fraction(1.0, self._device.index)
-
-    def _distress(self) -> int:
-        stats = torch.cuda.memory_stats(self._device)
-        return stats.get("num_alloc_retries", 0) + stats.get("num_ooms", 0)
-
-
-@final
-class _MpsLimit(_Limit):
-    """A share of what the driver recommends."""
-
-    def __init__(self, job: Job) -> None:
-        self._enforced = job.enforced
-        self._held = torch.mps.driver_allocated_memory()
-        self.loosen(job.budget_bytes)
-
-    def loosen(self, budget_bytes: int) -> None:
-        if self._enforced:
-            share = (self._held + budget_bytes) / torch.mps.recommended_max_memory()
-            torch.mps.set_per_process_memory_fraction(min(1.0, share))
-
-
-def _limit_for(device: torch.device, job: Job) -> _Limit:
-    if device.type == "cpu":
-        return _ProcessLimit(job)
-    if device.type == "cuda":
-        return _CudaLimit(device, job)
-    return _MpsLimit(job) if device.type == "mps" else _Limit()
 
 
 if __name__ == "__main__":
