@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from rightbatch.plan import plan
-from rightbatch.plan.step_model import is_trusted, scaled_allreduce_seconds
+from rightbatch.plan.step_model import is_trusted, measured_exchange
 from rightbatch.results import Communication, Plan, Status
 from tests.plan.made_up import critical, facts, throughput
 
@@ -104,9 +104,8 @@ def test_the_reasons_say_where_the_time_is_from(counts: list[int], words: str) -
 def test_scaling_back_gives_what_was_measured(world_size: int, devices: int) -> None:
     there = measured(world_size)
     if devices > 1:
-        moved = replace(
-            there, world_size=devices, allreduce_seconds=scaled_allreduce_seconds(there, devices)
-        )
-        assert scaled_allreduce_seconds(moved, world_size) == pytest.approx(0.02)
+        seconds = measured_exchange(there, devices).seconds
+        moved = replace(there, world_size=devices, allreduce_seconds=seconds)
+        assert measured_exchange(moved, world_size).seconds == pytest.approx(0.02)
     assert is_trusted(there, devices) == (devices <= 2 * world_size)
     assert not is_trusted(None, devices)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rightbatch.hardware.step_curve import accumulated, interpolate, optimizer_seconds
-from rightbatch.plan.step_model import pass_curve
+from rightbatch.plan.step_model import FREE, Exchange, pass_curve
 from rightbatch.results import CriticalBatchSize, MemoryProfile, Status, ThroughputProfile
 
 Floats = NDArray[np.float64]
@@ -31,7 +31,7 @@ class Way:
     accumulation_steps: int
     fits: bool
     devices: int = 1
-    communication_seconds: float = 0.0  # per optimizer step
+    exchange: Exchange = FREE
 
 
 def list_ways(
@@ -41,7 +41,7 @@ def list_ways(
     devices: int,
     examples: int | None,
     current_batch_size: int | None,
-    communication_seconds: float = 0.0,
+    exchange: Exchange = FREE,
 ) -> tuple[Way, ...]:
     """List batch sizes from the smallest measured one upwards, each with its best micro-batch.
 
@@ -53,7 +53,7 @@ def list_ways(
         examples: In one epoch: no batch exceeds it.
         current_batch_size: Listed whatever it is, if it can be made up of measured sizes; also
             in one pass, as it is trained with, if that lies in the measured range and fits.
-        communication_seconds: Of an optimizer step on so many devices.
+        exchange: Of gradients, on so many devices.
 
     Returns:
         Ways in ascending order of batch size. The largest measured size that does not fit is
@@ -80,7 +80,7 @@ def list_ways(
         if micro is not None:
             layouts.add((size, micro))
     return tuple(
-        Way(size, micro, size // (micro * devices), micro <= cap, devices, communication_seconds)
+        Way(size, micro, size // (micro * devices), micro <= cap, devices, exchange)
         for size, micro in sorted(layouts)
         if examples is None or size <= examples
     )
@@ -124,7 +124,7 @@ def step_seconds(ways: tuple[Way, ...], throughput: ThroughputProfile) -> Floats
     passes = pass_curve(throughput).read(_column(ways, "micro_batch_size"))
     optimizer = optimizer_seconds(throughput)
     step = accumulated(passes, _column(ways, "accumulation_steps"), optimizer)
-    return step + _column(ways, "communication_seconds")
+    return step + np.array([way.exchange.seconds for way in ways])
 
 
 def draw_critical(
@@ -169,8 +169,23 @@ def draw_times(
     seconds = interpolate(curve.sizes, curve.seconds * np.exp(errors), micros)
     optimizer = optimizer_seconds(throughput)
     step = accumulated(seconds, _column(ways, "accumulation_steps"), optimizer)
-    step = step + _column(ways, "communication_seconds")
+    step = step + _draw_exchanges(ways, len(critical), generator)
     return (1 + critical[:, None] / _column(ways, "batch_size")) * step
+
+
+def _draw_exchanges(ways: tuple[Way, ...], draws: int, generator: np.random.Generator) -> Floats:
+    """Seconds of adding up gradients, shape [draws, ways].
+
+    Measured once, so one draw is for all ways. Normal on either side of the value, not log-normal:
+    computing may hide it all, and zero has no logarithm.
+    """
+    table = [(way.exchange.low, way.exchange.seconds, way.exchange.high) for way in ways]
+    low, middle, high = np.array(table).T
+    if (low == high).all():
+        return np.broadcast_to(middle, (draws, len(ways)))
+    z = generator.standard_normal((draws, 1)) / (_NORMAL_95 / 2)
+    spread = np.maximum(z, 0) * (high - middle) + np.minimum(z, 0) * (middle - low)
+    return np.maximum(middle + spread, 0.0)
 
 
 def _column(ways: tuple[Way, ...], name: str) -> Floats:

@@ -20,7 +20,7 @@ from rightbatch.plan.front_reasons import (
 )
 from rightbatch.plan.inputs import Inputs
 from rightbatch.plan.options import PlanOptions
-from rightbatch.plan.step_model import is_trusted
+from rightbatch.plan.step_model import exposed_seconds, is_trusted
 from rightbatch.results import (
     Candidate,
     Communication,
@@ -102,6 +102,12 @@ def warn(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[str,
         found.append(
             "Communication counted as free: the times on several devices are the least possible. "
             "Name the bandwidth (--allreduce-gbps), in gigabits per second that a device sends."
+        )
+    if measured is not None and measured.status is Status.DISAGREE and max(options.devices) > 1:
+        low, high = format_seconds(measured.low), format_seconds(measured.high)
+        found.append(
+            f"Averaging gradients took {low} to {high} when it was measured, so times on several "
+            "devices are hardly known. Measure it again where nothing else runs."
         )
     if decision.left_out:
         found.append(
@@ -242,30 +248,41 @@ def _taken_to_be(now: Way) -> str:
 def _communication(
     measured: Communication | None, chosen: Way, row: Candidate, options: PlanOptions
 ) -> list[str]:
+    gbps, exchange = options.allreduce_gbps, chosen.exchange
     if chosen.devices == 1:
         return []
-    if measured is not None and is_trusted(measured, chosen.devices):
-        here = f"{devices_words((measured.world_size,))}"
-        how = "measured" if measured.world_size == chosen.devices else f"carried over from {here}"
-        share = 100 * row.communication_seconds / row.step_seconds
-        return [
-            f"Adding up the gradients of {chosen.devices} devices takes "
-            f"{format_seconds(row.communication_seconds)} of each step ({share:.0f} %), {how}, "
-            "with no overlap with computing: at most that."
-        ]
-    if measured is None and options.allreduce_gbps is None:
+    if measured is None and gbps is None:
         return [
             f"The {chosen.devices} devices are assumed to share the work at no cost: communication "
             "was not measured."
         ]
-    share = 100 * row.communication_seconds / row.step_seconds
-    gbps = options.allreduce_gbps
+    adding = f"Adding up the gradients of {chosen.devices} devices"
+    of_step = f"of each step ({100 * exchange.seconds / row.step_seconds:.0f} %)"
+    if measured is not None and is_trusted(measured, chosen.devices):
+        return [f"{adding} takes {_measured_words(measured, chosen, of_step)}."]
     source = "as a ring scales" if gbps is None else f"at {gbps:g} gigabits per second"
+    if gbps is not None or measured is None or exposed_seconds(measured) is None:
+        source += " and no overlap with computing"
     return [
-        f"Adding up the gradients of {chosen.devices} devices is assumed to take "
-        f"{format_seconds(row.communication_seconds)} of each step ({share:.0f} %), {source} and "
-        "no overlap with computing: it was not measured."
+        f"{adding} is assumed to take {format_seconds(exchange.seconds)} {of_step}, {source}: it "
+        "was not measured."
     ]
+
+
+def _measured_words(measured: Communication, chosen: Way, of_step: str) -> str:
+    """Say what adding up gradients takes, with its interval, and what that is of."""
+    exchange = chosen.exchange
+    words = format_seconds(exchange.seconds)
+    if exchange.low < exchange.high:
+        ends = (exchange.seconds, exchange.low, exchange.high)
+        words = format_interval(*ends, number=format_seconds)
+    same = measured.world_size == chosen.devices
+    here = devices_words((measured.world_size,))
+    words += f" {of_step}, {'measured' if same else f'carried over from {here}'}"
+    if exposed_seconds(measured) is not None:
+        return f"{words} beside computing; the other end is what it takes alone"
+    words += ", with no overlap with computing"
+    return f"{words}: at most {format_seconds(exchange.high)}" if same else words
 
 
 def _cost(chosen: Way, row: Candidate, options: PlanOptions) -> list[str]:

@@ -3,6 +3,8 @@
 step = accumulation_steps x (seconds(micro) - optimizer) + optimizer + all-reduce
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,18 @@ Floats = NDArray[np.float64]
 _BYTES_PER_GRADIENT = 4  # float32, as torch's data parallel training adds them up
 _BITS_PER_BYTE = 8
 _TRUSTED = 2  # times the devices that were measured; beyond, other links and latencies begin
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Seconds of an optimizer step for adding up gradients, with the ends of their interval."""
+
+    seconds: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+
+
+FREE = Exchange()
 
 
 def allreduce_seconds(parameters: int, devices: int, gbps: float | None) -> float:
@@ -52,23 +66,39 @@ def allreduce_seconds(parameters: int, devices: int, gbps: float | None) -> floa
     return _sent_over_gradient(devices) * gradient_bits / (gbps * 1e9)
 
 
-def scaled_allreduce_seconds(measured: Communication, devices: int) -> float:
-    """Time to average the gradients of all devices, from a time that was measured on some.
+def measured_exchange(measured: Communication, devices: int) -> Exchange:
+    """Time to average the gradients of all devices, from what was measured on some.
 
-    The measured time on as many devices; on other counts what a ring sends grows or shrinks.
+    What a step with averaging took beyond one without, where both were timed: computing hid the
+    rest, and other micro-batches may hide less, down to nothing. Else the averaging alone. On
+    other counts what a ring sends grows or shrinks.
 
     Example:
         A ring of two sends the gradient once, one of four 1.5 times:
 
+        >>> from dataclasses import replace
         >>> from rightbatch.results import Status
         >>> measured = Communication(world_size=2, gradient_bytes=80, allreduce_seconds=0.5,
-        ...     low=0.5, high=0.5, no_sync_step_seconds=None, sync_step_seconds=None, gbps=1.0,
+        ...     low=0.25, high=1.0, no_sync_step_seconds=2.0, sync_step_seconds=2.125, gbps=1.0,
         ...     status=Status.OK)
-        >>> [scaled_allreduce_seconds(measured, devices) for devices in (1, 2, 4)]
-        [0.0, 0.5, 0.75]
+        >>> measured_exchange(measured, 2)
+        Exchange(seconds=0.125, low=0.125, high=0.5)
+        >>> measured_exchange(replace(measured, sync_step_seconds=None), 4)
+        Exchange(seconds=0.75, low=0.375, high=1.5)
     """
     ratio = _sent_over_gradient(devices) / _sent_over_gradient(measured.world_size)
-    return measured.allreduce_seconds * ratio
+    alone = measured.allreduce_seconds
+    exposed = exposed_seconds(measured)
+    if exposed is None:
+        return Exchange(alone * ratio, measured.low * ratio, measured.high * ratio)
+    return Exchange(exposed * ratio, min(exposed, alone) * ratio, max(exposed, alone) * ratio)
+
+
+def exposed_seconds(measured: Communication) -> float | None:
+    """What averaging adds to a step beside computing; ``None``: such steps were not timed."""
+    if measured.sync_step_seconds is None or measured.no_sync_step_seconds is None:
+        return None
+    return max(0.0, measured.sync_step_seconds - measured.no_sync_step_seconds)
 
 
 def is_trusted(measured: Communication | None, devices: int) -> bool:

@@ -10,7 +10,13 @@ from rightbatch.plan.candidates import Way, draw_critical, draw_times, list_ways
 from rightbatch.plan.energy import check_energy, draw_energies, joules_per_step
 from rightbatch.plan.inputs import Inputs
 from rightbatch.plan.options import PlanOptions
-from rightbatch.plan.step_model import allreduce_seconds, is_trusted, scaled_allreduce_seconds
+from rightbatch.plan.step_model import (
+    FREE,
+    Exchange,
+    allreduce_seconds,
+    is_trusted,
+    measured_exchange,
+)
 from rightbatch.results import Candidate
 
 Floats = NDArray[np.float64]
@@ -70,7 +76,7 @@ def weigh(inputs: Inputs, options: PlanOptions) -> Weighed:
             devices=devices,
             examples=facts.examples if facts else None,
             current_batch_size=facts.batch_size if facts else None,
-            communication_seconds=_communication_seconds(inputs, options, devices),
+            exchange=_exchange(inputs, options, devices),
         )
     fits = np.array([way.fits for way in ways], dtype=bool)
     if not fits.any():
@@ -88,18 +94,19 @@ def weigh(inputs: Inputs, options: PlanOptions) -> Weighed:
     return replace(weighed, left_out=tuple(left_out))
 
 
-def _communication_seconds(inputs: Inputs, options: PlanOptions, devices: int) -> float:
+def _exchange(inputs: Inputs, options: PlanOptions, devices: int) -> Exchange:
     measured = inputs.communication
     if devices == 1 or (options.allreduce_gbps is None and measured is None):
-        return 0.0
+        return FREE
     if measured is not None and (options.allreduce_gbps is None or is_trusted(measured, devices)):
-        return scaled_allreduce_seconds(measured, devices)
+        return measured_exchange(measured, devices)
     if inputs.task is None:
         raise CannotPlan(
             f"`allreduce_gbps` needs the number of parameters, got {options.allreduce_gbps:g} and "
             "no TaskFacts. Pass task.facts(), or whole Findings."
         )
-    return allreduce_seconds(inputs.task.parameters, devices, options.allreduce_gbps)
+    seconds = allreduce_seconds(inputs.task.parameters, devices, options.allreduce_gbps)
+    return Exchange(seconds, seconds, seconds)
 
 
 def _why_nothing_fits(inputs: Inputs, devices: int) -> str:
@@ -207,7 +214,7 @@ def list_candidates(weighed: Weighed, inputs: Inputs) -> tuple[Candidate, ...]:
             relative_cost=float(cost[i]),
             fits=way.fits,
             devices=way.devices,
-            communication_seconds=way.communication_seconds,
+            communication_seconds=way.exchange.seconds,
             assumed=way.devices > 1 and not is_trusted(inputs.communication, way.devices),
             relative_energy=energy[i],
         )
