@@ -17,6 +17,7 @@ from rightbatch._format import format_bytes
 from rightbatch._time import Progress as ReportProgress
 from rightbatch._time import no_progress
 from rightbatch.cli.calibration import calibrate_here, show_calibration
+from rightbatch.cli.memory import exit_if_none_verified
 from rightbatch.cli.options import (
     AddFile,
     AllReduce,
@@ -55,8 +56,6 @@ from rightbatch.hardware.cache import free_memory
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
 from rightbatch.plan import critical_batch_size, plan
-from rightbatch.report.words import nothing_fits_in
-from rightbatch.results import Status
 from rightbatch.task import Task
 from rightbatch.tasks import BUILT_IN, load_task
 
@@ -109,7 +108,7 @@ def find_command(
                 on_part=session.keep,
                 progress=progress,
             )
-    _exit_if_nothing_fits(session.findings)
+    exit_if_none_verified(session.findings)
 
 
 def _refuse_energy(objective: Objective) -> None:
@@ -119,16 +118,6 @@ def _refuse_energy(objective: Objective) -> None:
             "throughput --energy`, then plan; or use time or cost.",
             param_hint="--objective",
         )
-
-
-def _exit_if_nothing_fits(findings: Findings | None) -> None:
-    if findings and findings.memory and findings.memory.status is Status.NOTHING_FITS:
-        words.print(
-            f"error: {nothing_fits_in(findings.memory)}. {Status.NOTHING_FITS.sentence}",
-            style="bold red",
-            soft_wrap=True,
-        )
-        raise typer.Exit(1)
 
 
 def _measure(
@@ -149,7 +138,7 @@ def _measure(
         measure(session, task, progress)
         if not first:
             session.findings = None
-    _exit_if_nothing_fits(session.findings)
+    exit_if_none_verified(session.findings)
 
 
 @app.command("memory")

@@ -150,6 +150,7 @@ def search_predicted(
     floor: int = 1,
     spare: float = 0.0,
     refused_bytes: int = 0,
+    may_start: Callable[[int], bool] = lambda size: True,
 ) -> MemoryProfile:
     """Find the largest size that fits: predicted first, then executed.
 
@@ -163,6 +164,7 @@ def search_predicted(
         spare: Share of the budget that what runs must leave free.
         refused_bytes: What a try takes at least that ran out of memory without a peak. By default
             no more is known than that it takes more than the budget.
+        may_start: Asked before every try, whether there is time for it.
 
     Returns:
         The largest size that ran within the budget. ``upper_bound`` holds for any task whose
@@ -187,7 +189,7 @@ def search_predicted(
     if bound < floor:
         return _nothing_fits(search, floor, ())
     search.cap = bound
-    status = _probe(search, probe, floor)
+    status = _probe(search, probe, floor, may_start)
     fitting = search.verified()
     if fitting is None and status not in (Status.OUT_OF_TIME, Status.LEAK):
         return _nothing_fits(search, floor, search.points)
@@ -204,11 +206,13 @@ def search_predicted(
     )
 
 
-def _probe(search: _Search, probe: Probe, floor: int) -> Status:
+def _probe(search: _Search, probe: Probe, floor: int, may_start: Callable[[int], bool]) -> Status:
     """Execute sizes until one nearly fills the budget, or is as large as can be."""
     status = Status.OK
     size = search.next_size(floor)
     for tried in range(1, _MOST_PROBES + _MOST_FAILURES):
+        if not may_start(size):
+            return Status.OUT_OF_TIME
         result = probe(size)
         outcome = result.outcome
         if outcome == "ok" and (result.peak_bytes or 0) > search.budget_bytes:

@@ -232,7 +232,7 @@ class _Hunt:
             return self._predicted(probe)
         except CannotPredict as error:
             self._notes.append(f"Searched by real steps alone: {error}")
-            return self._searched(probe, math.inf)
+            return self._searched(probe, math.inf, self._has_time)
 
     def here(self, notes: tuple[str, ...]) -> MemoryProfile:
         """Try sizes in this process, and put everything back."""
@@ -298,6 +298,7 @@ class _Hunt:
                 floor=self._floor,
                 spare=self._spare_share,
                 refused_bytes=self._loose,
+                may_start=self._has_time,
             )
             if fakes.guarded:
                 self._notes.append(
@@ -321,7 +322,7 @@ class _Hunt:
         return fakes_of(task, batch_of, accumulation_steps=self._accumulation_steps)
 
     def _searched(
-        self, probe: Probe, overshoot: float, may_start: Callable[[int], bool] = lambda size: True
+        self, probe: Probe, overshoot: float, may_start: Callable[[int], bool]
     ) -> MemoryProfile:
         return search(
             probe,
@@ -333,6 +334,9 @@ class _Hunt:
             overshoot=overshoot,
         )
 
+    def _has_time(self, size: int) -> bool:
+        return bool(least(self._comm, not self._deadline.passed()))
+
     def _probe_of(self, isolated: Isolated) -> Probe:
         spare = int((1 - self._spare_share) * self._budget) - self._held
         loose = self._loose - self._held
@@ -341,9 +345,7 @@ class _Hunt:
             self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")
             if spare <= 0:
                 return ProbeOutcome("oom", None)
-            seconds = self._deadline.remaining_seconds()
-            if seconds <= 0:
-                return ProbeOutcome("slow", None)
+            seconds = max(0.0, self._deadline.remaining_seconds())
             try:
                 answer = isolated.try_size(
                     size, budget_bytes=spare, loose_bytes=loose, steps=_STEPS, seconds=seconds

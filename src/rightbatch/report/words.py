@@ -256,14 +256,27 @@ def nothing_fits_in(memory: MemoryProfile | None) -> str:
     return f"needs about {format_bytes(max(known))} at batch {smallest}, limit {limit}"
 
 
+def none_verified(memory: MemoryProfile) -> str:
+    """Say why no size is known to fit."""
+    budget = format_bytes(memory.budget_bytes)
+    if memory.status is Status.LEAK:
+        leaking = min(p.batch_size for p in memory.points if p.outcome == "leak")
+        return f"{OUTCOMES['leak']} at batch {format_count(leaking)}, limit {budget}"
+    if memory.status is not Status.OUT_OF_TIME:
+        return nothing_fits_in(memory)
+    text = f"no size was run to its end in time, limit {budget}"
+    predicted = [p for p in memory.points if p.source == "fake" and p.outcome == "ok"]
+    if predicted:
+        most = max(p.batch_size for p in predicted)
+        text += f"; by tensors alone up to {format_count(most)} may fit"
+    return text
+
+
 def _memory(memory: MemoryProfile) -> str:
     budget = format_bytes(memory.budget_bytes)
     size = memory.max_verified_batch_size
-    if size == 0 and memory.status is Status.LEAK:
-        leaking = min(p.batch_size for p in memory.points if p.outcome == "leak")
-        return f"{OUTCOMES['leak']} at batch {format_count(leaking)}, limit {budget}"
     if size == 0:
-        return nothing_fits_in(memory)
+        return none_verified(memory)
     text = f"{format_count(size)} examples were run within {budget}"
     if memory.units_per_example != 1:
         text += f" ({format_count(round(size * memory.units_per_example))} units of the loss)"
