@@ -67,6 +67,9 @@ def list_ways(
     micros = [size for size in micros if size >= measured[0]]
     sizes = {micro * devices for micro in micros}
     sizes |= {power * devices for power in _powers_of_two(micros[-1] * _ACCUMULATION)}
+    # What fits is rarely a power of two: several passes of it are no power either.
+    passes = _powers_of_two(_ACCUMULATION)
+    sizes |= {micro * k * devices for micro in measured if micro <= cap for k in passes}
     layouts: set[tuple[int, int]] = set()  # batch size, micro-batch size
     if current_batch_size is not None:
         sizes.add(current_batch_size)
