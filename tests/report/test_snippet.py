@@ -46,7 +46,14 @@ def test_loader_gets_micro_batches_and_the_loop_the_rest():
     lines = next_steps(samples.FOUR_DEVICES)
     assert "# on each of 4 devices:" in lines
     assert any("batch_size=128, sampler=DistributedSampler(dataset)" in line for line in lines)
+    assert any("if i % 2 < 1 else nullcontext()" in line for line in lines)
+
+
+def test_on_one_device_accumulation_is_a_word():
+    made = replace(samples.PLAN, micro_batch_size=256, accumulation_steps=2, devices=1)
+    lines = next_steps(replace(samples.FULL, plan=made))
     assert lines[-1].startswith("# (loss / 2).backward() on 2 batches")
+    assert not any("no_sync" in line for line in lines)
 
 
 def test_there_is_no_code_without_a_plan():

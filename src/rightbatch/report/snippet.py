@@ -70,4 +70,23 @@ def _loop(plan: Plan) -> tuple[str, ...]:
     steps = plan.accumulation_steps
     if steps == 1:
         return ()
+    if plan.devices > 1:
+        return _synchronised_once(steps)
     return (f"# (loss / {steps}).backward() on {steps} batches in turn, then one optimizer.step()",)
+
+
+def _synchronised_once(steps: int) -> tuple[str, ...]:
+    """Accumulate as the plan counts: gradients are averaged over the devices once a step.
+
+    The forward pass is in the context too: it is there that the wrapper decides to average or not.
+    Batches that are left over at the end of an epoch make no step.
+    """
+    last = steps - 1
+    return (
+        f"for i, batch in zip(range(len(loader) // {steps} * {steps}), loader):"
+        "  # loss_of: your forward pass",
+        f"    with model.no_sync() if i % {steps} < {last} else nullcontext(): "
+        f"(loss_of(batch) / {steps}).backward()",
+        f"    if i % {steps} == {last}: optimizer.step(), optimizer.zero_grad()"
+        "  # averaged once, in DDP",
+    )
