@@ -53,6 +53,23 @@ def test_a_task_that_never_ran_is_not_called_too_large(lab: Path) -> None:
     assert {point["source"] for point in found["points"]} == {"fake"}
 
 
+@pytest.mark.parametrize(("free_mib", "kept"), [(10, False), (1000, True)])
+def test_what_was_found_under_a_lowered_limit_is_not_kept_for_the_limit(
+    lab: Path, monkeypatch: pytest.MonkeyPatch, free_mib: int, kept: bool
+) -> None:
+    """Little is free at first, and the answer is that to less than the 50 MiB asked for."""
+    name = "rightbatch.hardware.memory.device_budget_bytes"
+    monkeypatch.setattr(name, lambda device: free_mib * 2**20)
+    limit = ("--memory-limit", "50MiB", "--json")
+    first = memory(*limit)
+    assert first.exit_code == 0, first.stderr
+    assert (json.loads(first.stdout)["memory"]["budget_bytes"] == 50 * 2**20) == kept
+    monkeypatch.setattr(name, lambda device: 1000 * 2**20)
+    second = memory(*limit)
+    assert json.loads(second.stdout)["memory"]["budget_bytes"] == 50 * 2**20
+    assert ("taken from a measurement" in second.stderr) == kept
+
+
 def profile_without(status: rb.Status, outcome: str) -> MemoryProfile:
     return MemoryProfile(
         max_verified_batch_size=0,

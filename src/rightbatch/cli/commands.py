@@ -166,7 +166,9 @@ def memory_command(
                 seed=seed,
                 progress=progress,
             )
-            cache.put("memory", profile, loaded, seed=seed, **limit)
+            # A limit that was lowered to what is free now may be as wide as it says next time.
+            if memory_limit in (None, profile.budget_bytes):
+                cache.put("memory", profile, loaded, seed=seed, **limit)
         session.add("memory", memory=profile)
 
     _measure(task, measure, output=output, as_json=as_json, traceback=traceback)
