@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,15 @@ import pytest
 from typer.testing import CliRunner
 
 import rightbatch as rb
-from rightbatch._time import Deadline
+from rightbatch._time import Deadline, no_progress
 from rightbatch.cli import throughput as command
 from rightbatch.cli.commands import app
 from rightbatch.cli.session import Session
-from rightbatch.cli.throughput import joined
+from rightbatch.cli.throughput import affordable_sizes, joined, measure_steps
+from rightbatch.hardware.cache import MeasurementCache
 from rightbatch.results import EnergyPoint
+from rightbatch.testing import FakeClock, QuadraticTask
+from tests.plan.made_up import throughput
 from tests.results_samples import full, least
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -115,13 +119,13 @@ def test_joules_are_kept_and_planned_with(lab: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(command, "energy_counters", lambda device: None)
     monkeypatch.setattr(command, "measure_energy", made)
+    monkeypatch.setattr(command, "affordable_sizes", lambda points, seconds: [4, 32])
     done = run(*ARGUMENTS, "--energy", "--output", "out")
     assert done.exit_code == 0, done.stderr
     assert "Energy of one optimizer step" in done.stdout
     saved = rb.load("out/results.json")
     assert saved.throughput is not None
-    timed = [point.batch_size for point in saved.throughput.points]
-    assert asked == [[timed[0], timed[-1]]]  # one second pays for no more
+    assert asked == [[4, 32]]
     critical = rb.CriticalBatchSize(
         value=40.0, low=40.0, high=40.0, source="sweep", status=rb.Status.OK
     )
@@ -138,6 +142,114 @@ def test_joules_are_kept_and_planned_with(lab: Path, monkeypatch: pytest.MonkeyP
     refused = run("plan", "other.json", "--add", "out/results.json")
     assert refused.exit_code == 2
     assert "must be of one model to be joined, got 7 and" in refused.stderr
+
+
+def test_too_little_time_for_joules_is_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes with three windows of 5 s each do not fit in a second."""
+
+    def nobody(*args: Any, **options: Any) -> None:
+        raise AssertionError("measured without the time for it")
+
+    monkeypatch.setattr(command, "energy_counters", lambda device: None)
+    monkeypatch.setattr(command, "measure_energy", nobody)
+    done = run(*ARGUMENTS, "--energy")
+    assert done.exit_code == 0, done.stderr
+    assert done.stderr.count("Energy was not measured: its windows need 3") == 1
+    assert "examples/s" in done.stdout
+
+
+class Made:
+    """Instruments that take chosen times of a made clock, and remember what they were given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+        self.clock, self.seconds = FakeClock(), seconds
+        self.given: dict[str, Any] = {}
+        monkeypatch.setattr(command, "Deadline", lambda budget: Deadline(budget, self.clock))
+        monkeypatch.setattr(command, "energy_counters", lambda device: None)
+        for name in ("communication", "throughput", "energy"):
+            monkeypatch.setattr(command, f"measure_{name}", partial(self._measure, name))
+
+    def _measure(self, name: str, task: rb.Task, *sizes: list[int], **options: Any) -> Any:
+        self.given[name] = sizes[0] if sizes else options["time_budget_seconds"]
+        self.clock.advance(self.seconds.get(name, 0.0))
+        if name == "throughput":
+            return throughput(sizes=(4, 8, 16, 32, 64), alpha=0.01, beta=1e-9)
+        return getattr(full(), name)
+
+    def run(
+        self, folder: Path, *, ranks: int = 1, fresh: bool = True, **options: Any
+    ) -> dict[str, Any]:
+        session = Session(None, as_json=False, traceback=False)
+        task = QuadraticTask().task
+        session.keep(rb.Findings(task=task.facts(), environment={}))
+        measure_steps(
+            session,
+            task,
+            SimpleNamespace(rank=0, world_size=ranks),  # type: ignore[arg-type]
+            MeasurementCache(folder, fresh=fresh),
+            **{"time_budget_seconds": 100.0, "seed": 0, "energy": True} | options,
+            progress=no_progress,
+        )
+        return self.given
+
+
+def test_joules_and_throughput_share_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 100 s throughput has 40, and 16 s a size leave time for three."""
+    made = Made(monkeypatch, throughput=40.0)
+    assert made.run(tmp_path) == {"communication": 30.0, "throughput": 40.0, "energy": [4, 16, 64]}
+    alone = Made(monkeypatch).run(tmp_path, energy=False)
+    assert alone == {"communication": 30.0, "throughput": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("budget", "spent", "told"),
+    [
+        # Two sizes take 31.3 s: three fifths of 53, or what is left of 102.
+        (30.0, 12.0, "31 s at least, and 18 s of the time budget are left. Use --time-budget 53."),
+        (
+            100.0,
+            70.0,
+            "31 s at least, and 30 s of the time budget are left. Use --time-budget 102.",
+        ),
+        (1.0, 2.0, "31 s at least, and 0 s of the time budget are left. Use --time-budget 53."),
+    ],
+)
+def test_the_time_that_joules_need_is_named(
+    budget: float,
+    spent: float,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = Made(monkeypatch, throughput=spent)
+    assert "energy" not in made.run(tmp_path, time_budget_seconds=budget)
+    assert capsys.readouterr().err == f"Energy was not measured: its windows need {told}\n"
+
+
+def test_one_size_that_was_timed_is_enough_for_joules() -> None:
+    (point,) = throughput(sizes=(8,), alpha=1.0).points
+    assert affordable_sizes([point], 23.0) == [8]  # 4 steps, and 3 windows of 5 s and a step
+    assert affordable_sizes([point], 21.9) == []
+
+
+def test_what_communication_leaves_throughput_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Made(monkeypatch, communication=10.0).run(tmp_path, ranks=2)["throughput"] == 90.0
+    assert Made(monkeypatch, communication=80.0).run(tmp_path, ranks=2)["throughput"] == 70.0
+
+
+def test_throughput_that_is_known_leaves_its_time_to_joules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was measured in all of the time or in the share that it has beside joules."""
+    for name, energy in (("whole", False), ("share", True)):
+        Made(monkeypatch, throughput=40.0).run(tmp_path / name, energy=energy)
+        again = Made(monkeypatch).run(tmp_path / name, fresh=False)
+        assert again == {"communication": 30.0, "energy": [4, 8, 16, 32, 64]}
 
 
 def findings(*parts: str, name: str = "digits", optimizer: str = "SGD", **environment: str):  # type: ignore[no-untyped-def]
@@ -213,6 +325,7 @@ def test_another_name_is_told() -> None:
 def test_counters_that_stand_still_are_told(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "energy_counters", lambda device: None)
     monkeypatch.setattr(command, "measure_energy", lambda *args, **options: None)
+    monkeypatch.setattr(command, "affordable_sizes", lambda points, seconds: [4, 32])
     done = run(*ARGUMENTS, "--energy")
     assert "the counters of the device do not move" in done.stderr
 

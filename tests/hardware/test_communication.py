@@ -84,6 +84,69 @@ def test_warming_up_does_not_count() -> None:
     assert (found.allreduce_seconds, found.low, found.high) == (2.0, 2.0, 2.0)
 
 
+class FirstOfThree(SlowLink):
+    """The first rank: a round takes 1 s of waiting and 2 of averaging, and 1 to agree to go on."""
+
+    rank = 0
+
+
+@pytest.mark.parametrize(
+    ("budget", "counted", "status"),
+    [
+        (100.0, 6, Status.OK),
+        # Five rounds of 3 s, then as many as end in time: 4 s each, and the last look takes 1.
+        (23.5, 5, Status.OK),
+        (22.0, 4, Status.OK),
+        (17.9, 3, Status.OUT_OF_TIME),
+        (0.1, 3, Status.OUT_OF_TIME),  # never fewer
+        (None, 6, Status.OK),
+    ],
+)
+def test_rounds_end_with_the_budget(budget: float | None, counted: int, status: Status) -> None:
+    clock = FakeClock()
+    link = FirstOfThree(clock)
+    found = measure_communication(
+        task_with(lambda size: None),
+        comm=link,
+        rounds=6,
+        time_budget_seconds=budget,
+        clock=clock,
+    )
+    assert found is not None
+    assert len(link.averaged) == 2 + counted
+    assert found.status is status
+    assert found.allreduce_seconds == 2.0
+
+
+def test_as_few_rounds_as_were_asked_for_are_enough() -> None:
+    clock = FakeClock()
+    found = measure_communication(
+        task_with(lambda size: None),
+        comm=FirstOfThree(clock),
+        rounds=3,
+        time_budget_seconds=0.1,
+        clock=clock,
+    )
+    assert found is not None
+    assert found.status is Status.OK
+
+
+def test_another_ranks_clock_ends_nothing() -> None:
+    """The second rank's time is up, and goes on as long as the first one does."""
+    clock = FakeClock()
+    link = SlowLink(clock)
+    measure_communication(
+        task_with(lambda size: None), comm=link, rounds=6, time_budget_seconds=0.1, clock=clock
+    )
+    assert len(link.averaged) == 8
+
+
+@pytest.mark.parametrize("budget", [0.0, -1.0, float("nan")])
+def test_no_time_is_refused(budget: float) -> None:
+    with pytest.raises(ValueError, match=f"`time_budget_seconds` must be positive, got {budget}"):
+        measure_communication(task_with(lambda size: None), time_budget_seconds=budget)
+
+
 def test_steps_are_timed_at_a_ranks_share_of_todays_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -138,6 +201,26 @@ def measured(*, wrapped: bool) -> dict[str, Any]:
 
 def wrapped_or_not(rank: int) -> list[dict[str, Any]]:
     return [measured(wrapped=True), measured(wrapped=False)]
+
+
+def short_of_time(rank: int) -> dict[str, Any]:
+    """Only the first rank's time ends early, and both stop together."""
+    rounds: list[float] = []
+    found = measure_communication(
+        task(wrapped=True),
+        rounds=200,
+        time_budget_seconds=1e-3 if rank == 0 else 1e3,
+        progress=lambda fraction, note: rounds.append(fraction),
+    )
+    assert found is not None
+    return {"rounds": len(rounds), "status": found.status, "seconds": found.allreduce_seconds}
+
+
+@pytest.mark.slow
+def test_two_ranks_end_after_the_same_round() -> None:
+    first, second = on_two_ranks(short_of_time)
+    assert first == second
+    assert (first["rounds"], first["status"]) == (5, "out_of_time")
 
 
 @pytest.mark.slow

@@ -194,7 +194,12 @@ Fresh = Annotated[
     bool, typer.Option("--fresh", help="Measure memory and throughput again if they are known.")
 ]
 Energy = Annotated[
-    bool, typer.Option("--energy", help="Measure joules too, where the device has counters.")
+    bool,
+    typer.Option(
+        "--energy",
+        help="Measure joules too, where the device has counters, in three fifths of the time "
+        "budget.",
+    ),
 ]
 Output = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Write results.json and report.html here.")

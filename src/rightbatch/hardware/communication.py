@@ -3,6 +3,7 @@
 Every rank takes part in the same rounds in the same order, and all agree on the slowest's times.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rightbatch._comm import Comm, default_comm, gradients_apart, is_sharded
-from rightbatch._time import Clock, Progress, no_progress, synchronize, wall_clock
+from rightbatch._time import Clock, Deadline, Progress, no_progress, synchronize, wall_clock
 from rightbatch.errors import TaskError
 from rightbatch.hardware.step_time import estimate_seconds
 from rightbatch.hardware.workload import batches_in_process, hold_still
@@ -18,6 +19,7 @@ from rightbatch.results import Communication, Status
 from rightbatch.task import Task
 
 _WARM_UP_ROUNDS = 2  # the first step of a wrapped model also arranges what is sent together
+_FEWEST_ROUNDS = 3  # that count, however slow they are
 _BUCKET_BYTES = 25 * 2**20  # that torch's data-parallel training sends together
 _DECADE = 10.0
 _BITS_PER_BYTE = 8
@@ -28,6 +30,7 @@ def measure_communication(
     *,
     comm: Comm | None = None,
     rounds: int = 20,
+    time_budget_seconds: float | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
     clock: Clock = wall_clock,
@@ -50,17 +53,20 @@ def measure_communication(
         task: What is trained, on every rank; left as it was. Learning rates are turned down
             meanwhile.
         comm: The ranks; by default the process group that is initialised.
-        rounds: Samples of each time.
+        rounds: Samples of each time, at most.
+        time_budget_seconds: Begin no round that would not end by then, by the first rank's
+            clock; three and two of warm-up are always made. ``None``: no limit.
         seed: Of the order and the resampling; the same on all ranks.
         progress: Told how many of the rounds are done.
         clock: Monotonic seconds.
 
     Returns:
         The times, equal on all ranks; ``None`` where there is no other rank. The status is
-        ``DISAGREE`` where the interval of the averaging spans more than a decade.
+        ``DISAGREE`` where the interval of the averaging spans more than a decade, and
+        ``OUT_OF_TIME`` where the budget did not pay for more than the fewest rounds.
 
     Raises:
-        ValueError: If there are no rounds.
+        ValueError: If there are no rounds, or no time.
         TaskError: If the model is sharded, or the task cannot be measured.
 
     Example:
@@ -72,6 +78,12 @@ def measure_communication(
         raise ValueError(
             f"`rounds` must be at least 1, got {rounds!r}. Each gives one sample of every time."
         )
+    if time_budget_seconds is not None and not time_budget_seconds > 0:
+        raise ValueError(
+            f"`time_budget_seconds` must be positive, got {time_budget_seconds!r}. "
+            "Leave it out for no limit."
+        )
+    deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
     comm = comm or default_comm(task.device)
     if comm.world_size == 1:
         return None
@@ -86,9 +98,11 @@ def measure_communication(
         hold_still(task.optimizer)
         buckets = gradient_buckets(task.parameters)
         actions = _actions(task, comm, buckets, seed)
-        samples = _sample(actions, task.device, comm, rounds, seed, progress, clock)
+        samples = _sample(actions, task.device, comm, rounds, seed, progress, deadline)
+    cut = len(samples["average"]) < rounds and len(samples["average"]) == _FEWEST_ROUNDS
     gradient_bytes = sum(bucket.nbytes for bucket in buckets)
-    return _summarize(samples, comm.world_size, gradient_bytes, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    return _summarize(samples, comm.world_size, gradient_bytes, rng, cut=cut)
 
 
 def gradient_buckets(parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -143,12 +157,18 @@ def _sample(
     rounds: int,
     seed: int,
     progress: Progress,
-    clock: Clock,
+    deadline: Deadline,
 ) -> dict[str, list[float]]:
-    """Time every action once a round, in an order that all ranks draw alike."""
-    names, order = list(actions), np.random.default_rng(seed)
+    """Time every action once a round, in an order that all ranks draw alike, till time is up."""
+    names, order, clock = list(actions), np.random.default_rng(seed), deadline.clock
     taken: dict[str, list[float]] = {name: [] for name in names}
+    round_seconds = 0.0
     for done in range(_WARM_UP_ROUNDS + rounds):
+        begun = clock()
+        if done >= _WARM_UP_ROUNDS + _FEWEST_ROUNDS and _first_says(
+            deadline.remaining_seconds() < round_seconds, comm
+        ):
+            break
         for index in order.permutation(len(names)):
             synchronize(device)
             comm.sum(torch.zeros(1))  # nobody's time contains waiting for one who is late
@@ -156,8 +176,15 @@ def _sample(
             actions[names[index]]()
             synchronize(device)
             taken[names[index]].append(clock() - start)
+        round_seconds = clock() - begun
         progress((done + 1) / (_WARM_UP_ROUNDS + rounds), "communication: averaging gradients")
     return {name: _slowest(times[_WARM_UP_ROUNDS:], comm) for name, times in taken.items()}
+
+
+def _first_says(what: bool, comm: Comm) -> bool:
+    """Return on every rank what the first one says: clocks differ, and all must go on or none."""
+    said = float(what) if comm.rank == 0 else 0.0
+    return bool(comm.sum(torch.tensor([said])).item())
 
 
 def _slowest(seconds: list[float], comm: Comm) -> list[float]:
@@ -168,13 +195,21 @@ def _slowest(seconds: list[float], comm: Comm) -> list[float]:
 
 
 def _summarize(
-    samples: dict[str, list[float]], world_size: int, gradient_bytes: int, rng: np.random.Generator
+    samples: dict[str, list[float]],
+    world_size: int,
+    gradient_bytes: int,
+    rng: np.random.Generator,
+    *,
+    cut: bool,
 ) -> Communication:
     seconds, low, high = estimate_seconds(samples["average"], rng)
     step, step_apart = (
         estimate_seconds(samples[name], rng)[0] if name in samples else None
         for name in ("step", "step_apart")
     )
+    status = Status.OUT_OF_TIME if cut else Status.OK
+    if high > _DECADE * low:
+        status = Status.DISAGREE
     sent_bits = 2 * (world_size - 1) / world_size * gradient_bytes * _BITS_PER_BYTE
     return Communication(
         world_size=world_size,
@@ -185,5 +220,5 @@ def _summarize(
         no_sync_step_seconds=step_apart,
         sync_step_seconds=step,
         gbps=sent_bits / max(seconds, 1e-12) / 1e9,
-        status=Status.DISAGREE if high > _DECADE * low else Status.OK,
+        status=status,
     )

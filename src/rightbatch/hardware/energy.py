@@ -51,6 +51,25 @@ def energy_counters(device: torch.device | None = None) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def energy_seconds(step_seconds: float) -> float:
+    """Predict how long measuring the joules of one batch size takes.
+
+    Args:
+        step_seconds: Of an optimizer step at that size.
+
+    Returns:
+        Seconds of warming up, and of the shortest windows until the steps in them are done.
+
+    Example:
+        Of steps of 2 s four to warm up, and three windows of 5 s that a step may overrun:
+
+        >>> energy_seconds(2.0)
+        29.0
+    """
+    beyond = max(_LOOK_SECONDS, step_seconds)
+    return (_WARM_UP_STEPS + 1) * step_seconds + WINDOWS * (SHORTEST_WINDOW_SECONDS + beyond)
+
+
 def measure_energy(
     task: Task,
     sizes: Sequence[int],
