@@ -49,7 +49,7 @@ def test_a_row_for_each_point_and_the_choice_marked(made):
 def test_what_is_known_decides_the_columns():
     assert _front(MADE).header == ("devices", "batch size", "time", "cost", "")
     assert _front(LIMITED).header[4:] == ("steps allowed", "surely", "")
-    assert _front(JUDGED).header[4:] == ("run takes", "at most", "run costs", "")
+    assert _front(JUDGED).header[4:] == ("run takes", "at most", "run costs", "at most", "")
     assert "at today's batch size 64" in _front(LIMITED).note
 
 

@@ -165,6 +165,7 @@ def front_point(
     candidate, devices = candidates[index], weighed.ways[index].devices
     length = front.lengths[index]
     low, middle, high = length.seconds or (None, None, None)
+    cost_low, cost, cost_high = length.cost or (None, None, None)
     least, steps, most = length.steps_allowed or (None, None, None)
     return FrontPoint(
         batch_size=candidate.batch_size,
@@ -178,7 +179,9 @@ def front_point(
         seconds=middle,
         seconds_low=low,
         seconds_high=high,
-        cost=length.cost,
+        cost=cost,
+        cost_low=cost_low,
+        cost_high=cost_high,
         meets_limits=length.meets_limits,
         counted_at=length.counted_at,
         steps_allowed=steps,

@@ -100,10 +100,19 @@ def explain_limits(
             f"; without, the objective {options.objective} takes {point_words(free)}: this takes "
             f"{time} its time and {cost} its cost"
         )
-    late = options.deadline_seconds is not None and (
-        (point.seconds_high or 0.0) > options.deadline_seconds
+    over = _may_be_over(point, options)
+    return [f"{words}. It may still {over}, as the interval says." if over else f"{words}."]
+
+
+def _may_be_over(point: FrontPoint, options: PlanOptions) -> str:
+    """Say which limits the upper end of an interval does not keep; nothing where all are kept."""
+    ends = (
+        ("be late", point.seconds_high, options.deadline_seconds),
+        ("cost more", point.cost_high, options.max_cost),
     )
-    return [f"{words}. It may still be late, as the interval says." if late else f"{words}."]
+    return " or ".join(
+        words for words, high, limit in ends if high is not None and limit and high > limit
+    )
 
 
 def point_of(front: tuple[FrontPoint, ...], way: Way) -> FrontPoint:
@@ -121,7 +130,8 @@ def limits_words(options: PlanOptions) -> str:
     if options.deadline_seconds is not None:
         words.append(f"a deadline of {format_seconds(options.deadline_seconds)}")
     if options.max_cost is not None:
-        words.append(f"a budget of {options.max_cost:g}")
+        apart = " (what is paid once is not in it)" if options.upfront_costs else ""
+        words.append(f"a budget of {options.max_cost:g} for each run{apart}")
     return " and ".join(words)
 
 
@@ -149,7 +159,14 @@ def _length(point: FrontPoint) -> str:
     words = format_interval(
         point.seconds, point.seconds_low, point.seconds_high, number=format_seconds
     )
-    return words if point.cost is None else f"{words}, {format_number(point.cost, 3)} to pay"
+    if point.cost is None:
+        return words
+    cost = format_interval(point.cost, point.cost_low, point.cost_high, number=_money)
+    return f"{words}, {cost} to pay"
+
+
+def _money(value: float) -> str:
+    return format_number(value, 3)
 
 
 def explain_costs(costs: tuple[CostOption, ...], options: PlanOptions) -> list[str]:

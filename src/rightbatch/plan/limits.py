@@ -23,7 +23,7 @@ class RunLength:
     """What one way takes for the whole run, or how long the run may be. ``None``: not known."""
 
     seconds: tuple[float, float, float] | None  # low, middle, high
-    cost: float | None
+    cost: tuple[float, float, float] | None  # low, middle, high
     meets_limits: bool | None
     steps_allowed: tuple[float, float, float] | None  # low, middle, high
     counted_at: int | None  # batch size of the steps allowed
@@ -51,7 +51,8 @@ def run_length(weighed: Weighed, way: int, options: PlanOptions, today: int | No
     seconds = _three(options.steps_today * each)
     cost = None
     if options.price_per_hour is not None:
-        cost = seconds[1] * devices * options.price_per_hour / _SECONDS_PER_HOUR
+        per_second = devices * options.price_per_hour / _SECONDS_PER_HOUR
+        cost = (seconds[0] * per_second, seconds[1] * per_second, seconds[2] * per_second)
     if most is None:
         return RunLength(seconds, cost, None, None, today)
     over = seconds[1] / most

@@ -46,7 +46,7 @@ def _front_table(plan: Plan) -> Table:
     has_energy = plan.objective == "energy"
     header = ["devices", "batch size", "time", "cost", *(["energy"] if has_energy else [])]
     header += ["run takes", "at most"] if has_seconds else []
-    header += ["run costs"] if has_cost else []
+    header += ["run costs", "at most"] if has_cost else []
     header += ["steps allowed", "surely"] if has_allowed else []
     rows: list[Row] = []
     for point in plan.front:
@@ -61,7 +61,7 @@ def _front_table(plan: Plan) -> Table:
         if has_seconds:
             cells += [format_seconds(point.seconds), format_seconds(point.seconds_high)]
         if has_cost:
-            cells.append(format_number(point.cost, 3))
+            cells += [format_number(point.cost, 3), format_number(point.cost_high, 3)]
         if has_allowed:
             cells += [format_number(point.steps_allowed), format_number(point.steps_allowed_low)]
         chosen = is_chosen(point, plan)
@@ -95,6 +95,8 @@ def _note(plan: Plan, *, has_seconds: bool, has_allowed: bool) -> str:
         at = "of the fewest possible" if today is None else f"at today's batch size {today}"
         note += f"; steps allowed: {at}, within the limits asked for; surely: the lower end of "
         note += "the 95 % interval"
+    if plan.costs and any(point.cost is not None for point in plan.front):
+        note += "; run costs: each run, without what is paid once"
     if any(point.assumed for point in plan.front):
         note += "; times on several devices are assumed, not measured"
     return f"{note}."

@@ -44,6 +44,8 @@ class FrontPoint:
     seconds_low: float | None = None  # 95 %
     seconds_high: float | None = None
     cost: float | None = None  # in the currency of the price; needs one
+    cost_low: float | None = None  # 95 %
+    cost_high: float | None = None
     meets_limits: bool | None = None  # deadline and budget; None: neither given, or cannot be told
     counted_at: int | None = None  # batch size of steps_allowed, today's; None: fewest possible
     steps_allowed: float | None = None  # steps of a run within the limits given ...
