@@ -1,11 +1,13 @@
+import statistics
 from dataclasses import dataclass
+from itertools import cycle
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler
 
-from rightbatch.hardware.pool import with_pool
+from rightbatch.hardware.pool import random_examples, with_pool
 from rightbatch.hardware.workload import NO_CAP, host_batches
 from rightbatch.hardware.worst_case import find_longest
 from rightbatch.task import Task
@@ -114,6 +116,47 @@ def test_a_data_set_that_makes_batches_itself_stays():
     assert pooled is task
     assert next(host_batches(pooled, 20, seed=0)).shape == (20,)
     assert find_longest(task) is None
+
+
+class Damaged(Reading):
+    """Raises where the sampler below never goes, as training never does."""
+
+    def __getitem__(self, index):
+        if index < 100:
+            raise ValueError(f"corrupt example {index}")
+        return super().__getitem__(index)
+
+    def __getitems__(self, indices):
+        return [self[index] for index in indices]
+
+
+def sampled(sampler) -> Task:
+    return task_of(DataLoader(Damaged(400), batch_size=8, sampler=sampler))
+
+
+def test_only_what_the_users_sampler_draws_is_looked_at():
+    task = sampled(SubsetRandomSampler(range(100, 130)))
+    drawn = [int(example[0]) for example in random_examples(task, seed=0)]
+    assert sorted(drawn) == list(range(100, 130))
+    assert with_pool(task).num_examples == 30
+    assert find_longest(task) is None  # all are of one length
+
+
+class Endless(Sampler):
+    """From the smallest on, and over again."""
+
+    def __iter__(self):
+        return cycle(range(100, 400))
+
+
+def test_a_sampler_without_an_end_is_looked_at_once_and_in_a_random_order():
+    """A sampler that goes by length would show short examples first."""
+    drawn = [int(example[0]) for example in random_examples(sampled(Endless()), seed=0)]
+    assert len(drawn) == 400  # of the data set: the sampler has no length
+    assert set(drawn) == set(range(100, 400))
+    assert drawn != sorted(drawn)
+    error = statistics.stdev(drawn) / 8  # of a mean of 64
+    assert statistics.mean(drawn[:64]) == pytest.approx(statistics.mean(drawn), abs=4 * error)
 
 
 def test_a_part_of_a_data_set_is_pooled():

@@ -72,16 +72,22 @@ def with_pool(task: Task, *, seed: int = 0, clock: Clock = wall_clock) -> Task:
 def fetches_batches(task: Task) -> bool:
     """Whether the data set makes batches itself, by a ``__getitems__`` that returns no list."""
     fetch = getattr(task.source.dataset, "__getitems__", None)
-    return fetch is not None and not isinstance(fetch([0]), list)
+    return fetch is not None and not isinstance(fetch([next(iter(task.source.order(0)))]), list)
 
 
 def random_examples(task: Task, seed: int) -> Iterator[Any]:
-    """Yield a data set's examples in a random order; those of a stream as they come."""
-    dataset = task.source.dataset
+    """Yield what training draws, in a random order; the examples of a stream as they come."""
+    source = task.source
     if task.num_examples is None:
-        yield from iter(dataset)
+        yield from iter(source.dataset)
         return
+    indices = islice(source.order(seed), task.num_examples)
+    for index in indices if source.sampler is None else _shuffled(list(indices), seed):
+        yield source.dataset[index]
+
+
+def _shuffled(indices: list[Any], seed: int) -> Iterator[Any]:
+    """Shuffle what a sampler of the user's own may yield from the shortest to the longest."""
     generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(dataset), generator=generator, device="cpu")
-    for index in order.tolist():
-        yield dataset[index]
+    for place in torch.randperm(len(indices), generator=generator, device="cpu").tolist():
+        yield indices[place]

@@ -70,10 +70,22 @@ class Source:
         if _is_stream(self.dataset):
             options["worker_init_fn"] = _InitWorker(options.get("worker_init_fn"))
             return DataLoader(_Stream(self.dataset, epochs), batch_size=size, **options)
-        sampler = _BatchIndices(self._order(seed), size, epochs)
+        sampler = _BatchIndices(self.order(seed), size, epochs)
         return DataLoader(self.dataset, batch_sampler=sampler, **options)
 
-    def _order(self, seed: int) -> Iterable[int]:
+    def order(self, seed: int) -> Iterable[int]:
+        """Return the indices of one epoch, as training draws them.
+
+        Args:
+            seed: Of the shuffle, or of a sampler of the user's own that has a generator.
+
+        Returns:
+            Indices, which a sampler of the user's own may yield without end.
+
+        Example:
+            >>> sorted(Source(dataset=["a", "b", "c"]).order(seed=0))
+            [0, 1, 2]
+        """
         if self.sampler is None:
             return _Shuffle(len(self.dataset), torch.Generator().manual_seed(seed))
         private: Any = copy.copy(self.sampler)  # so that theirs stays where it is
