@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from rightbatch._format import (
+    format_bytes,
     format_count,
     format_interval,
     format_number,
@@ -20,7 +21,7 @@ from rightbatch.plan.front_reasons import (
 )
 from rightbatch.plan.inputs import Inputs
 from rightbatch.plan.options import PlanOptions
-from rightbatch.plan.step_model import exposed_seconds, is_trusted
+from rightbatch.plan.step_model import BYTES_PER_GRADIENT, exposed_seconds, is_trusted
 from rightbatch.results import (
     Candidate,
     Communication,
@@ -114,7 +115,30 @@ def warn(inputs: Inputs, options: PlanOptions, decision: Decision) -> tuple[str,
             f"{devices_words(decision.left_out)} cannot share a batch of sizes that were timed "
             "and fit: left out."
         )
-    return tuple(found)
+    return (*found, *_copied_gradients(inputs, decision.chosen))
+
+
+def _copied_gradients(inputs: Inputs, chosen: Way) -> list[str]:
+    """Warn where there is no room for the copy that data-parallel training keeps of gradients."""
+    memory, facts, measured = inputs.memory, inputs.task, inputs.communication
+    wrapped = measured is not None and exposed_seconds(measured) is not None
+    if memory is None or facts is None or chosen.devices == 1 or wrapped:
+        return []
+    peaks = [
+        (point.batch_size, point.peak_bytes)
+        for point in memory.points
+        if point.outcome == "ok" and point.batch_size >= chosen.micro_batch_size
+    ]
+    size, peak = min(peaks, default=(0, None))
+    copied = facts.parameters * BYTES_PER_GRADIENT
+    if peak is None or peak + copied <= memory.budget_bytes:
+        return []
+    return [
+        f"{chosen.micro_batch_size} examples may not fit on each of {chosen.devices} devices: "
+        f"alone {size} took {format_bytes(peak)} of {format_bytes(memory.budget_bytes)}, and "
+        f"DistributedDataParallel keeps a copy of the gradients, {format_bytes(copied)}. With "
+        "gradient_as_bucket_view=True it keeps none."
+    ]
 
 
 def _size(decision: Decision, options: PlanOptions) -> str:

@@ -13,7 +13,7 @@ from rightbatch.results import Communication, ThroughputProfile
 
 Floats = NDArray[np.float64]
 
-_BYTES_PER_GRADIENT = 4  # float32, as torch's data parallel training adds them up
+BYTES_PER_GRADIENT = 4  # float32, as torch's data parallel training adds them up
 _BITS_PER_BYTE = 8
 _TRUSTED = 2  # times the devices that were measured; beyond, other links and latencies begin
 
@@ -62,7 +62,7 @@ def allreduce_seconds(parameters: int, devices: int, gbps: float | None) -> floa
     """
     if gbps is None:
         return 0.0
-    gradient_bits = parameters * _BYTES_PER_GRADIENT * _BITS_PER_BYTE
+    gradient_bits = parameters * BYTES_PER_GRADIENT * _BITS_PER_BYTE
     return _sent_over_gradient(devices) * gradient_bits / (gbps * 1e9)
 
 
