@@ -22,7 +22,6 @@ from rightbatch.report.canvas import (
 )
 from rightbatch.report.front_tables import is_chosen
 from rightbatch.report.tables import cost_differs, current_candidate, mark, same_devices
-from rightbatch.report.words import keeps_today
 from rightbatch.results import Candidate, FrontPoint, Plan, Results, Status
 
 _ROOM = 3.0  # beaten ways further than this beyond the front are not drawn
@@ -132,7 +131,7 @@ def _points(
 
 def _mark_current(figure: go.Figure, plan: Plan) -> None:
     """The current setting may not be among the candidates: it has numbers of its own."""
-    if plan.current is None or keeps_today(plan):
+    if plan.current is None or plan.keeps_today:
         return
     candidate = current_candidate(plan)
     time = _current_time(plan)

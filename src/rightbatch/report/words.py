@@ -147,7 +147,7 @@ def _gain(plan: Plan) -> str | None:
     if plan.current is None or plan.speedup is None:
         return None
     here = plan.current.devices
-    if keeps_today(plan):
+    if plan.keeps_today:
         return "It is what you train with today."
     ratio = format_interval(plan.speedup, plan.speedup_low, plan.speedup_high, number=format_ratio)
     today = f"today's batch size {format_count(plan.current.batch_size)}"
@@ -158,17 +158,6 @@ def _gain(plan: Plan) -> str | None:
     sentence = f"Expect {ratio} the speed of {today}, to the same loss"
     unsure = plan.speedup_low is not None and plan.speedup_low <= 1
     return f"{sentence}; it may be no gain at all." if unsure else f"{sentence}."
-
-
-def keeps_today(plan: Plan) -> bool:
-    """Whether the plan is what is trained with today: batch size, micro-batches and devices."""
-    now = plan.current
-    return (
-        now is not None
-        and now.devices is None
-        and now.batch_size == plan.batch_size
-        and now.micro_batch_size in (None, plan.micro_batch_size)
-    )
 
 
 def _width(plan: Plan) -> str | None:

@@ -103,3 +103,14 @@ class Plan:
     front: tuple[FrontPoint, ...] = ()  # the cheapest first
     costs: tuple[CostOption, ...] = ()  # where the user named an upfront cost
     changes: tuple[Change, ...] = ()  # of the optimizer's settings, from today's batch size
+
+    @property
+    def keeps_today(self) -> bool:
+        """Whether it is what is trained with today: batch size, micro-batches and devices."""
+        now = self.current
+        return (
+            now is not None
+            and now.devices is None
+            and now.batch_size == self.batch_size
+            and now.micro_batch_size in (None, self.micro_batch_size)
+        )
