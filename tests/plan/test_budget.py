@@ -45,7 +45,7 @@ def test_without_a_price_or_steps_there_is_no_cost() -> None:
         (("deadline_seconds",), "be late"),
         (("deadline_seconds", "max_cost"), "be late or cost more"),
     ],
-    ids="+".join,
+    ids=["cost", "time", "both"],
 )
 def test_a_limit_that_the_upper_end_breaks_is_said_to_be_in_doubt(
     limits: tuple[str, ...], words: str, way: float

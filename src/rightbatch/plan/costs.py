@@ -6,6 +6,7 @@ break-even steps = upfront cost / (running cost of a step today - what replaces 
 import numpy as np
 
 from rightbatch.plan.front import Front
+from rightbatch.plan.limits import check_finite
 from rightbatch.plan.options import PlanOptions
 from rightbatch.plan.weigh import Weighed
 from rightbatch.results import CostOption
@@ -50,6 +51,7 @@ def compare_costs(
     return tuple(options_listed)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # such options are refused in words
 def _option(
     name: str,
     index: int,
@@ -68,6 +70,11 @@ def _option(
     steps = options.steps_today
     running = None if steps is None else float(per_step[index]) * steps
     break_even = upfront / saving if saving > 0 else None
+    given = {"price_per_hour": options.price_per_hour, "steps_today": steps}
+    given |= {f"upfront_costs[{name!r}]": cost for name, cost in options.upfront_costs.items()}
+    check_finite("What is saved with each step", saving, given)
+    check_finite("What is paid for the first run", upfront + (running or 0.0), given)
+    check_finite("The steps that earn back what is paid once", break_even or 0.0, given)
     ratio = weighed.times[:, index] / weighed.times[:, stay]
     return CostOption(
         name=name,
