@@ -207,8 +207,8 @@ def _hardware(throughput: ThroughputProfile) -> str:
         half = format_count(round(throughput.half_batch_size))
         words += f", so half the peak speed is reached at {half}"
     if throughput.bottleneck == "loading":
-        words += ". Loading comes on top and is the bottleneck: more workers would help most"
-    return words + "."
+        words += f". Loading is the bottleneck. {throughput.advice}"
+    return f"{words.rstrip('. ')}."
 
 
 def _energy(energy: EnergyProfile | None, options: PlanOptions) -> list[str]:
