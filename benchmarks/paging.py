@@ -26,8 +26,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     "kept": {"MALLOC_TRIM_THRESHOLD_": "1073741824", "MALLOC_MMAP_THRESHOLD_": "33554432"},
     "for every tensor": {"MALLOC_MMAP_THRESHOLD_": "131072"},
 }
-SIZES = {"digits": (256, 1024), "mnist": (128, 512), "bikes": (512, 2048), "shakespeare": (8, 32)}
-TURNS, WARM_UP_STEPS, STEPS = 5, 20, 40
+SIZES = {"digits": (256, 1024), "mnist": (128, 512), "bikes": (2048,), "shakespeare": (32,)}
+TURNS, WARM_UP_STEPS, STEPS = 3, 20, 40
 
 
 def steps(name: str, size: int) -> dict[str, float]:
