@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from rightbatch.hardware.budget import cpu_budget_bytes, device_budget_bytes
+from rightbatch.hardware.budget import (
+    cpu_budget_bytes,
+    device_budget_bytes,
+    host_free_bytes,
+    room_beside_bytes,
+)
 
 GIB = 2**30
 NO_LIMIT_V1 = "9223372036854771712"
@@ -138,6 +143,39 @@ def test_resource_limits_count(machine: Machine, limit: str, counter: str) -> No
         }
     )
     assert machine.headroom_bytes() == 3 * GIB
+
+
+@pytest.mark.parametrize(("ranks", "share"), [("", 1), ("4", 4), ("0", 1), ("many", 1)])
+def test_local_ranks_share_what_is_free_and_not_their_own_limits(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, ranks: str, share: int
+) -> None:
+    """All of them measure at one time, and each would take three quarters of the same memory."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert machine.available(8 * GIB).headroom_bytes() == 8 * GIB // share
+    machine.write(
+        {
+            "proc/self/cgroup": "0::/job",
+            "cgroup/job/memory.max": 7 * GIB,
+            "cgroup/job/memory.current": 3 * GIB,
+        }
+    )
+    assert machine.headroom_bytes() == 4 * GIB // share
+    machine.write(
+        {
+            "proc/self/limits": f"Max data size    {GIB}    unlimited    bytes",
+            "proc/self/status": "VmData:\t0 kB",
+        }
+    )
+    assert machine.headroom_bytes() == GIB
+    assert host_free_bytes(proc=machine.proc, cgroup=machine.cgroup) == 4 * GIB // share
+
+
+@pytest.mark.parametrize("kind", ["cpu", "mps"])
+def test_a_second_process_of_the_host_needs_its_libraries_too(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr("rightbatch.hardware.budget.host_free_bytes", lambda: 2 * GIB)
+    assert room_beside_bytes(torch.device(kind)) == 2 * GIB - 300 * 2**20
 
 
 def test_unlimited_resources_do_not_limit(machine: Machine) -> None:

@@ -14,16 +14,21 @@ import torch
 _SHARE_OF_HEADROOM = 0.75  # on a CPU: fragmentation, and whatever other processes will want
 _SHARE_OF_DEVICE = 0.9  # on a device of one's own: fragmentation only
 _CONTEXT_BYTES = 600 * 2**20  # of a process on a device, with its libraries
+_START_BYTES = 300 * 2**20  # of a process in host memory, with its libraries: 265 MiB on Linux
 _SHARE_OF_PHYSICAL = 0.5  # where nothing says how much of the machine's memory is free
 
 
-def cpu_budget_bytes(*, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+_PROC, _CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def cpu_budget_bytes(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
     """Return how many bytes this process may still allocate in host memory.
 
     ``0.75 * min(headroom)`` over every limit that is in force: the memory limits of this
     process's control group and of all its ancestors (v1, v2 or both), the memory the machine
     has available, and this process's resource limits. Page cache that can be dropped does not
-    count as used.
+    count as used. Of what processes share, each of the ranks that were launched on this host
+    (``LOCAL_WORLD_SIZE``) gets an equal part.
 
     A container sees its host's memory in ``MemAvailable``, so that number alone is too
     large by whatever factor the container was cut down.
@@ -43,15 +48,27 @@ def cpu_budget_bytes(*, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs
     References:
         https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
+    headrooms = [host_free_bytes(proc=proc, cgroup=cgroup), *_resource_headrooms(proc / "self")]
+    return max(0, int(_SHARE_OF_HEADROOM * min(headrooms)))
+
+
+def host_free_bytes(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
+    """Return this rank's part of the host memory that is free, for it and processes it starts.
+
+    Args:
+        proc: Where process information is mounted.
+        cgroup: Where control groups are mounted.
+
+    Example:
+        >>> host_free_bytes() > 0
+        True
+    """
     available = _table(proc / "meminfo").get("MemAvailable")
     if available is None:
         available = int(_SHARE_OF_PHYSICAL * _physical_bytes())
-    headrooms = [
-        available,
-        *_cgroup_headrooms(proc / "self" / "cgroup", cgroup),
-        *_resource_headrooms(proc / "self"),
-    ]
-    return max(0, int(_SHARE_OF_HEADROOM * min(headrooms)))
+    free = min([available, *_cgroup_headrooms(proc / "self" / "cgroup", cgroup)])
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return free // max(1, int(ranks) if ranks.isdigit() else 1)
 
 
 def device_budget_bytes(device: torch.device) -> int:
@@ -77,24 +94,24 @@ def device_budget_bytes(device: torch.device) -> int:
     return max(0, int(_SHARE_OF_DEVICE * _spare_bytes(module, device)))
 
 
-def has_room_beside(device: torch.device, needed_bytes: int) -> bool:
-    """Whether another process could use so many bytes of a device beside what this one holds.
+def room_beside_bytes(device: torch.device) -> int:
+    """Return how many bytes of tensors another process could hold beside what this one does.
 
-    A process takes memory for its context too. On a CPU and on ``mps``, whose memory is the host's,
-    the answer is yes: there the system itself decides.
+    A process takes memory for its context too, or for its libraries where it works in host memory.
 
     Args:
-        device: The task's device.
-        needed_bytes: Of all tensors there.
+        device: The task's device. The memory of ``mps`` is the host's.
+
+    Returns:
+        Bytes with no margin taken off; negative where there is not even room for the process.
 
     Example:
-        >>> has_room_beside(torch.device("cpu"), 2**60)
+        >>> room_beside_bytes(torch.device("cpu")) < host_free_bytes()
         True
     """
     if device.type in ("cpu", "mps"):
-        return True
-    spare = _spare_bytes(torch.get_device_module(device), device)
-    return needed_bytes + _CONTEXT_BYTES <= spare
+        return host_free_bytes() - _START_BYTES
+    return _spare_bytes(torch.get_device_module(device), device) - _CONTEXT_BYTES
 
 
 def _spare_bytes(module: Any, device: torch.device) -> int:

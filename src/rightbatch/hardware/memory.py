@@ -21,7 +21,7 @@ from rightbatch._comm import Comm, default_comm
 from rightbatch._format import format_bytes
 from rightbatch._time import Clock, Deadline, Progress, no_progress, wall_clock
 from rightbatch.hardware.agreement import Agreed, largest, least, on_all_or_none
-from rightbatch.hardware.budget import device_budget_bytes, has_room_beside
+from rightbatch.hardware.budget import device_budget_bytes, room_beside_bytes
 from rightbatch.hardware.fake import CannotPredict, FakeSteps, fakes_of
 from rightbatch.hardware.feasible import search_predicted
 from rightbatch.hardware.heap import heap_note, spare_share
@@ -45,7 +45,7 @@ from rightbatch.task.preflight import mixes_examples
 _STEPS = 3  # the optimizer's state is made in the first step, and counts from the second on
 _FIRST = 8  # examples, where the task names no batch size
 _LOOSE = 3.0  # times the budget, to learn the peak of a size that was refused
-_CPU_OVERSHOOT = 1.25  # of the budget: still below the memory that the budget is a share of
+_CPU_OVERSHOOT = 1.25  # of the budget, where that much is free: the budget is a share of it
 
 
 def measure_memory(
@@ -80,8 +80,8 @@ def measure_memory(
             optimizer state, activations, batches. A smaller one emulates a smaller device. By
             default, and at most, what is held now and a safe share of what is free: see
             `cpu_budget_bytes`. ``notes`` say where a limit was lowered to that.
-        isolate: Whether to try sizes in processes of their own. A task that cannot be pickled is
-            tried here, and ``notes`` say so.
+        isolate: Whether to try sizes in processes of their own. A task that cannot be pickled, or
+            has no room for a second copy, is tried here, and ``notes`` say so.
         accumulation_steps: Micro-batches per optimizer step; the size is that of one of them.
         time_budget_seconds: Begin no try that would not end by then. ``None``: no limit.
         seed: Of the shuffle and of the random state in the steps.
@@ -191,7 +191,8 @@ class _Hunt:
         self._spare_share = spare_share(task.device, budget)
         # Only as far as it is safe: where the budget is all there is, nothing is looser.
         safe = device_budget_bytes(task.device) + held
-        self._loose = least(comm, min(int(_LOOSE * budget), safe))
+        self._room = room_beside_bytes(task.device)  # for a second copy of the task, and its tries
+        self._loose = least(comm, min(int(_LOOSE * budget), safe, self._room))
         self._units = 1.0
         self._notes = notes
         self._worst_case = on_all_or_none(comm, self._find_worst_case, "read the data set")
@@ -212,7 +213,7 @@ class _Hunt:
         return self.here((reason,))
 
     def _isolated(self) -> Isolated:
-        if not has_room_beside(self._task.device, self._budget):
+        if self._budget > self._room:
             raise CannotIsolate(
                 "there must be room for the task a second time to try it in a process of its own, "
                 f"got less than {format_bytes(self._budget)} free beside the first. A smaller "
@@ -252,13 +253,18 @@ class _Hunt:
                 accumulation_steps=self._accumulation_steps,
                 steps=_STEPS,
             )
-            overshoot = _CPU_OVERSHOOT if task.device.type == "cpu" else math.inf
+            overshoot = self._overshoot() if task.device.type == "cpu" else math.inf
             profile = self._searched(
                 Agreed(self._comm, tries),
                 overshoot,
                 lambda size: bool(least(self._comm, tries.fits_in_time(size))),
             )
         return self._finished(profile)
+
+    def _overshoot(self) -> float:
+        """Return how far beyond the budget a try may go here, where the system refuses nothing."""
+        free = least(self._comm, self._held + self._room)
+        return max(1.0, min(_CPU_OVERSHOOT, free / self._budget))
 
     def _find_worst_case(self) -> Callable[[int], Any] | None:
         task = self._task
