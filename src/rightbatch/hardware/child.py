@@ -5,13 +5,13 @@ task; the answer goes to ``answer.json`` there. Nothing is read from or written 
 """
 
 import ctypes
-import gc
 import json
 import os
 import signal
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, final
@@ -21,23 +21,25 @@ import torch
 from torch import nn
 
 from rightbatch._time import synchronize, wall_clock
+from rightbatch.hardware.compiled import compile_ahead, is_compiled
+from rightbatch.hardware.leaks import tensor_bytes
 from rightbatch.hardware.limits import Limit, limit_for
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
 from rightbatch.hardware.settings import adopt
 from rightbatch.hardware.workload import (
-    batches_in_process,
+    batches_to_try,
     bytes_in,
     hold_still,
     prefetched_batches,
+    start_over,
     take_step,
 )
 from rightbatch.task import Task
-from rightbatch.task.data import to_device
 
 _LEAK_SHARE = 0.01  # of the budget, more in memory after each step than after the one before
 _RISES = 3  # in a row; fewer may come from lasting things that are made late
-# What oneDNN, cuBLAS and cuDNN say of any failure, too little memory among them.
+# What oneDNN, cuBLAS, cuDNN and Python say of any failure, too little memory among them.
 _WITHOUT_MEMORY = (
     "could not create a primitive",
     "could not execute a primitive",
@@ -46,6 +48,7 @@ _WITHOUT_MEMORY = (
     "CUDNN_STATUS_INTERNAL_ERROR",
     "CUDNN_STATUS_EXECUTION_FAILED",
     "unable to find an engine",
+    "can't start new thread",  # its stack has no room
 )
 _FULL_SHARE = 0.5  # of the budget in use: then that is what it means
 _QUIET_STEPS = 4  # without a new peak
@@ -107,12 +110,13 @@ def _answer(folder: Path, job: Job) -> Answer:
         adopt(job.settings)
         task, worst_case = torch.load(folder / "task.pickle", weights_only=False)
         _wake_up(task.device)
+        attempt = _Attempt(task, worst_case, job)
     except Exception as error:
         if classify(error) != "oom":
             raise
         # Beside what the parent holds; no batch was tried.
         return Answer(outcome="crowded", note=f"{type(error).__name__}: {error}"[:500])
-    return _Attempt(task, worst_case, job).run()
+    return attempt.run()
 
 
 def _end_with_parent() -> None:
@@ -133,11 +137,10 @@ class _Attempt:
         self._device = task.device
         torch.manual_seed(job.seed)
         hold_still(task.optimizer)
-        if worst_case is None:
-            batches = batches_in_process(task, job.batch_size, seed=job.seed)
-            self._next = lambda: next(batches)
-        else:
-            self._next = lambda: to_device(worst_case(job.batch_size), self._device)
+        batches_of = partial(batches_to_try, task, worst_case=worst_case, seed=job.seed)
+        if is_compiled(task):
+            compile_ahead(task, batches_of)
+        self._batches = batches_of(job.batch_size)
         self._batch_bytes = 0
         self._had_state = bool(task.optimizer.state)
 
@@ -166,10 +169,7 @@ class _Attempt:
 
     def _beyond(self, meter: Meter, guard: Limit, refused: Answer) -> Answer:
         """Learn how much a size takes that was refused: the next one is then chosen well."""
-        optimizer = self._task.optimizer
-        optimizer.zero_grad(set_to_none=True)
-        if not self._had_state:
-            optimizer.state.clear()  # half of it may have been made
+        start_over(self._task, keep_state=self._had_state)
         reclaim(self._device)
         guard.loosen(self._job.loose_bytes)
         self._job = replace(self._job, long_steps=0)
@@ -197,7 +197,7 @@ class _Attempt:
                 guard.forget()  # libraries try out large workspaces in the first step
             peaks.append(meter.peak_bytes())
             if len(peaks) <= max(self._job.steps, _RISES + 2):
-                left_over.append(_live_bytes())
+                left_over.append(tensor_bytes())
             rest = (self._job.steps - len(peaks)) * spent / len(peaks)
             if self._job.seconds is not None and rest > 2 * self._job.seconds:
                 return Answer(outcome="slow", seconds_per_example=self._each(spent, len(peaks)))
@@ -233,7 +233,7 @@ class _Attempt:
         return peaks[-1] > peaks[-min(_QUIET_STEPS, len(peaks) - 1) - 1]
 
     def _batch(self) -> Any:
-        batch = self._next()
+        batch = next(self._batches)
         self._batch_bytes = max(self._batch_bytes, bytes_in(batch))
         return batch
 
@@ -249,16 +249,6 @@ class _Attempt:
         least = _LEAK_SHARE * self._job.budget_bytes
         later = left_over[1:]
         return all(b - a > least for a, b in pairwise(later))
-
-
-def _live_bytes() -> int:
-    """Count what tensors that Python knows hold."""
-    storages: dict[int, int] = {}
-    for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor) and thing.layout is torch.strided:
-            storage = thing.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 def _wake_up(device: torch.device) -> None:

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from rightbatch.errors import RightBatchError
+from rightbatch.hardware.compiled import is_compiled
 from rightbatch.hardware.leftovers import no_fakes_left
 from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.hardware.templates import SIZES, check_alike, resized
@@ -105,7 +106,9 @@ class FakeSteps:
     def _run(self, size: int) -> int:
         granule = 1 if self._task.device.type == "cpu" else _CUDA_GRANULE
         data = [self._fake(tensor) for tensor in self._data]
-        with no_fakes_left(self._code), self._mode:
+        # A compiled function that runs under a mode once is never compiled again.
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, no_fakes_left(self._code), self._mode:
             held, kept = self._held(), self._kept()
             with LiveBytes(held, uncounted=data, granularity=granule) as alive:
                 with self._guard.unless_asked_by(self._task.optimizer):
@@ -162,8 +165,8 @@ def fakes_of(
         Predicts peaks.
 
     Raises:
-        CannotPredict: If a parameter has no fake, the data has no batch dimension, or shapes differ
-            from draw to draw.
+        CannotPredict: If a parameter has no fake, the data has no batch dimension, shapes differ
+            from draw to draw, or any of the code is compiled.
 
     Example:
         A weight of 1,000 floats, its gradient, inputs of 1,000 floats per example: with 3 examples
@@ -177,6 +180,11 @@ def fakes_of(
         >>> 100 * 4000 <= large - small < 100 * 4100
         True
     """
+    if is_compiled(task):
+        raise CannotPredict(
+            "a step must run operation by operation to predict its memory, got compiled code, "
+            "which takes less of it. Real steps are tried instead."
+        )
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     runs = what_runs(task)
     with task.preserved(weights=False), no_fakes_left(runs):

@@ -27,6 +27,7 @@ from typing import Any, Self, final
 
 import cloudpickle
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from rightbatch.errors import TaskError
@@ -34,7 +35,9 @@ from rightbatch.hardware.child import Answer, Job
 from rightbatch.hardware.meters import reclaim
 from rightbatch.hardware.outcomes import classify_text
 from rightbatch.hardware.settings import settings_here
+from rightbatch.hardware.workload import what_runs
 from rightbatch.task import Task
+from rightbatch.task.reachable import reachable
 
 _START_SECONDS = 60.0  # to import torch and build the task, on a busy machine
 _MOST_SECONDS = 3600.0  # for a few steps, where no time was given: then it hangs
@@ -60,7 +63,7 @@ class Isolated:
         enforced: Whether the system refuses more than the budget. Otherwise it is only compared.
 
     Raises:
-        CannotIsolate: If the task cannot be pickled.
+        CannotIsolate: If the task cannot be pickled, or would not arrive as it is.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Isolated:
         enforced: bool = True,
         accumulation_steps: int = 1,
     ) -> None:
+        _check_it_arrives(task)
         self._job = Job(
             batch_size=1,
             steps=3,
@@ -170,6 +174,17 @@ class Isolated:
         if answer.outcome == "error":
             raise _their_error(folder, answer.note)
         return answer
+
+
+def _check_it_arrives(task: Task) -> None:
+    """Refuse what pickles, and is something else when it comes back."""
+    for thing in reachable(what_runs(task)):
+        if isinstance(thing, nn.Module) and thing._compiled_call_impl is not None:
+            raise CannotIsolate(
+                "a task must arrive in another process as it is, got a "
+                f"{type(thing).__name__} compiled in place, of which torch sends the module alone. "
+                "Use torch.compile(module) instead, or pass isolate=False."
+            )
 
 
 class _Pickler(cloudpickle.Pickler):

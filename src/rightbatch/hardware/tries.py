@@ -1,20 +1,21 @@
 """Sizes tried by real steps in this process, where the task cannot be sent to one of its own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import Any, final
 
 from rightbatch._time import Deadline, Progress, synchronize
-from rightbatch.hardware.meters import Meter, reclaim
+from rightbatch.hardware.compiled import compile_ahead, is_compiled
+from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
 from rightbatch.hardware.search import ProbeOutcome
 from rightbatch.hardware.workload import (
-    batches_in_process,
+    batches_to_try,
     bytes_in,
     prefetched_batches,
     take_step,
 )
 from rightbatch.task import Task
-from rightbatch.task.data import to_device
 
 
 @final
@@ -48,17 +49,20 @@ class Tries:
         steps: int,
     ) -> None:
         self._task, self._meter, self._deadline = task, meter, deadline
-        self._seed, self._progress, self._held = seed, progress, held
-        self._worst_case, self._accumulation_steps = worst_case, accumulation_steps
-        self._steps = steps
+        self._progress, self._held = progress, held
+        self._accumulation_steps, self._steps = accumulation_steps, steps
+        self._batches_of = partial(batches_to_try, task, worst_case=worst_case, seed=seed)
         self._seconds_per_example: float | None = None
         self._is_first = True
 
     def __call__(self, size: int) -> ProbeOutcome:
         """Take the steps of one try; out of memory is an outcome."""
         self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")
-        self._meter.reset()
         try:
+            if self._is_first and is_compiled(self._task):
+                compile_ahead(self._task, self._batches_of)
+                self._meter = meter_for(self._task.device)  # the compiler's own is no batch's
+            self._meter.reset()
             outcome = self._run(size)
         except Exception as error:
             failure = classify(error)
@@ -81,7 +85,7 @@ class Tries:
     def _run(self, size: int) -> ProbeOutcome:
         """Take the steps, or give up after the first ones where they would take too long."""
         start = self._deadline.elapsed_seconds()
-        batches = self._batches(size)
+        batches = self._batches_of(size)
         batch_bytes, spent = 0, 0.0
 
         def next_batch() -> Any:
@@ -102,9 +106,3 @@ class Tries:
         if self._task.device.type == "cpu":  # what waits there, and one more in the making
             peak += (prefetched_batches(self._task) + self._task.num_workers) * batch_bytes
         return ProbeOutcome("ok", peak + self._held)
-
-    def _batches(self, size: int) -> Iterator[Any]:
-        if self._worst_case is None:
-            yield from batches_in_process(self._task, size, seed=self._seed)
-        while self._worst_case is not None:
-            yield to_device(self._worst_case(size), self._task.device)

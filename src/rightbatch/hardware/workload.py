@@ -49,6 +49,24 @@ def host_batches(task: Task, size: int, *, seed: int) -> Iterator[Any]:
     yield from source.loader(size, seed=seed, epochs=None)
 
 
+def batches_to_try(
+    task: Task, size: int, *, worst_case: Callable[[int], Any] | None, seed: int
+) -> Iterator[Any]:
+    """Yield the batches of a try on the task's device, without end.
+
+    Args:
+        task: What is trained.
+        size: Examples.
+        worst_case: Makes the largest batch of so many examples, on the host; ``None``: batches are
+            drawn from the data.
+        seed: Of the shuffle.
+    """
+    if worst_case is None:
+        yield from batches_in_process(task, size, seed=seed)
+    while worst_case is not None:
+        yield to_device(worst_case(size), task.device)
+
+
 def take_step(task: Task, next_batch: Callable[[], Any], accumulation_steps: int = 1) -> None:
     """Take one optimizer step as the user's loop would, over one or several micro-batches.
 
@@ -67,6 +85,18 @@ def take_step(task: Task, next_batch: Callable[[], Any], accumulation_steps: int
     if task.clip_grad_norm is not None:
         nn.utils.clip_grad_norm_(task.model.parameters(), task.clip_grad_norm)
     task.optimizer.step()
+
+
+def start_over(task: Task, *, keep_state: bool) -> None:
+    """Drop what steps have made: gradients, and the optimizer's state where there was none before.
+
+    Args:
+        task: Its weights stay where the steps moved them.
+        keep_state: Whether the optimizer had state before.
+    """
+    task.optimizer.zero_grad(set_to_none=True)
+    if not keep_state:
+        task.optimizer.state.clear()  # half of it may have been made
 
 
 def prefetched_batches(task: Task) -> int:
