@@ -97,7 +97,7 @@ print(-pages() + pages())
 @on_glibc
 @pytest.mark.slow
 def test_with_the_setting_the_heap_keeps_its_pages() -> None:
-    """Five steps free some 100 MiB each, 25,600 pages: measured 17,000 to 32,000, and 0 to 1,024."""
+    """Five steps free 100 MiB each, 25,600 pages: 17,000 to 32,000 measured, and 0 to 1,024."""
     kept = dict(setting.split("=") for setting in paging._KEEPS.split())
     pages = []
     for settings in ({}, kept):
