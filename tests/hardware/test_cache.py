@@ -223,6 +223,14 @@ def test_how_the_process_allocates_and_computes_counts(monkeypatch, name):
     assert fingerprint(perceptron()) != plain
 
 
+def test_a_launch_is_not_told_from_another(monkeypatch):
+    """`torchrun` numbers its launches in the environment."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+    first = fingerprint(perceptron())
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "2")
+    assert fingerprint(perceptron()) == first
+
+
 def test_what_cannot_be_taken_apart_is_not_kept(cache, told, tmp_path):
     with (tmp_path / "log").open("w") as file:
         task = with_attribute(log=file)

@@ -17,7 +17,7 @@ from rightbatch._format import format_bytes
 from rightbatch._time import Progress as ReportProgress
 from rightbatch._time import no_progress
 from rightbatch.cli.calibration import calibrate_here, show_calibration
-from rightbatch.cli.memory import exit_if_none_verified
+from rightbatch.cli.memory import exit_if_none_verified, measure_sizes
 from rightbatch.cli.options import (
     AddFile,
     AllReduce,
@@ -51,8 +51,7 @@ from rightbatch.cli.throughput import joined, measure_steps
 from rightbatch.errors import RightBatchError
 from rightbatch.find import find
 from rightbatch.findings import Findings, load
-from rightbatch.hardware import cpu_budget_bytes, measure_memory
-from rightbatch.hardware.cache import free_memory
+from rightbatch.hardware import cpu_budget_bytes
 from rightbatch.lr import race, range_test
 from rightbatch.noise import measure_noise, track_noise
 from rightbatch.plan import critical_batch_size, plan
@@ -128,7 +127,7 @@ def _measure(
     as_json: bool,
     traceback: bool,
     comm: Comm | None = None,
-) -> None:
+) -> Findings | None:
     """Load a task, run some instruments on it, deliver what they found: the first rank does."""
     first = comm is None or comm.rank == 0
     in_session = open_session(output if first else None, as_json=as_json, traceback=traceback)
@@ -136,9 +135,10 @@ def _measure(
         task = load_task(spec, progress=progress)
         session.keep(Findings(task=task.facts(), environment=describe_environment(task.device)))
         measure(session, task, progress)
+        found = session.findings
         if not first:
             session.findings = None
-    exit_if_none_verified(session.findings)
+    return found
 
 
 @app.command("memory")
@@ -152,26 +152,25 @@ def memory_command(
     as_json: Json = False,
     traceback: Traceback = False,
 ) -> None:
-    """Find which batch sizes fit."""
+    """Find which batch sizes fit; under torchrun on all ranks."""
+    with launched_group() as comm:
 
-    def measure(session: Session, loaded: Task, progress: ReportProgress) -> None:
-        cache = kept_measurements(fresh=fresh)
-        limit = {"limit": memory_limit} if memory_limit else {"free": free_memory(loaded.device)}
-        profile = cache.get("memory", loaded, seed=seed, **limit)
-        if profile is None:
-            profile = measure_memory(
+        def measure(session: Session, loaded: Task, progress: ReportProgress) -> None:
+            measure_sizes(
+                session,
                 loaded,
-                budget_bytes=memory_limit,
+                comm,
+                kept_measurements(fresh=fresh),
+                limit_bytes=memory_limit,
                 time_budget_seconds=time_budget,
                 seed=seed,
                 progress=progress,
             )
-            # A limit that was lowered to what is free now may be as wide as it says next time.
-            if memory_limit in (None, profile.budget_bytes):
-                cache.put("memory", profile, loaded, seed=seed, **limit)
-        session.add("memory", memory=profile)
 
-    _measure(task, measure, output=output, as_json=as_json, traceback=traceback)
+        found = _measure(
+            task, measure, output=output, as_json=as_json, traceback=traceback, comm=comm
+        )
+    exit_if_none_verified(found, first=comm.rank == 0)
 
 
 @app.command("throughput")

@@ -49,6 +49,7 @@ _VARIABLES = (
     "CUDNN_",
     "NVIDIA_",
 )
+_OF_A_LAUNCH = "TORCHELASTIC_"  # under `torchrun`: its number, and where it writes
 
 
 def _silent(line: str) -> None:
@@ -201,7 +202,11 @@ def _surroundings(device: torch.device) -> dict[str, Any]:
     return {
         **described,
         "node": platform.node(),
-        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
+        "variables": {
+            k: v
+            for k, v in sorted(os.environ.items())
+            if k.startswith(_VARIABLES) and not k.startswith(_OF_A_LAUNCH)
+        },
         "settings": settings_here(),
         "precision": precisions_here(),
         "autocast": [
