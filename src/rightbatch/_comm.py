@@ -141,7 +141,7 @@ def launched_group() -> Iterator[Comm]:
 
 @contextmanager
 def gradients_apart(model: nn.Module) -> Iterator[bool]:
-    """Let no rank wait for another's gradients, for the time of a ``with`` block.
+    """Let no rank wait for another's gradients or buffers, for the time of a ``with`` block.
 
     Yields:
         Whether the model averages gradients otherwise: whether it is wrapped for data-parallel
@@ -151,6 +151,9 @@ def gradients_apart(model: nn.Module) -> Iterator[bool]:
     with ExitStack() as stack:
         for module in wrapped:
             stack.enter_context(module.no_sync())
+            own = module.require_forward_param_sync
+            stack.callback(setattr, module, "require_forward_param_sync", own)
+            module.require_forward_param_sync = False  # or its first forward pass sends buffers
         yield bool(wrapped)
 
 

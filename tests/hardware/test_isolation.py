@@ -251,6 +251,7 @@ def test_what_is_cached_here_is_given_back_before_a_try(monkeypatch):
 
     def run(command, timeout):
         happened.append("try")
+        Path(command[-1], "job.json").unlink()  # the task was there
         return -9, ""
 
     monkeypatch.setattr("rightbatch.hardware.isolation._run", run)

@@ -1,7 +1,8 @@
 """One try of one batch size, in a process of its own: it may be killed, and nothing else is.
 
-Run as ``python -m rightbatch.hardware.child FOLDER``. The folder holds ``job.json`` and the pickled
-task; the answer goes to ``answer.json`` there. Nothing is read from or written to standard streams.
+A folder holds ``job.json`` and the pickled task. ``job.json`` is removed once the task is there and
+ready for its first step; the answer goes to ``answer.json``. Nothing is read from or written to
+standard streams.
 """
 
 import ctypes
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, final
 
 import cloudpickle
 import torch
@@ -82,17 +83,16 @@ class Job:
 class Answer:
     """What came of it."""
 
-    outcome: str  # "ok", "oom", "thrash", "limit", "slow", "leak", "crowded" or "error"
+    outcome: str  # "ok", "oom", "thrash", "limit", "slow", "leak", "error", "crowded", "unready"
     peak_bytes: int | None = None
     seconds_per_example: float | None = None
     note: str = ""
 
 
-def main(folder: Path) -> None:
-    """Do the job in a folder, and leave the answer there."""
+def main(folder: Path) -> NoReturn:
+    """Do the job in a folder, leave the answer there, and end the process."""
     _end_with_parent()
     job = Job(**json.loads((folder / "job.json").read_text()))
-    sys.path[:] = list(job.paths)
     torch.set_num_threads(job.threads)
     try:
         answer = _answer(folder, job)
@@ -103,6 +103,8 @@ def main(folder: Path) -> None:
     partial = folder / "answer.partial"
     partial.write_text(json.dumps(asdict(answer)))
     partial.replace(folder / "answer.json")
+    # Threads of libraries may outlive the interpreter's end; the answer is written.
+    os._exit(0)
 
 
 def _answer(folder: Path, job: Job) -> Answer:
@@ -112,10 +114,11 @@ def _answer(folder: Path, job: Job) -> Answer:
         _wake_up(task.device)
         attempt = _Attempt(task, worst_case, job)
     except Exception as error:
-        if classify(error) != "oom":
-            raise
-        # Beside what the parent holds; no batch was tried.
-        return Answer(outcome="crowded", note=f"{type(error).__name__}: {error}"[:500])
+        # No batch was tried: there is no room beside what the parent holds, or code that ran well
+        # there does not run here.
+        outcome = "crowded" if classify(error) == "oom" else "unready"
+        return Answer(outcome=outcome, note=f"{type(error).__name__}: {error}"[:500])
+    (folder / "job.json").unlink()
     return attempt.run()
 
 
@@ -268,9 +271,3 @@ def _wake_up(device: torch.device) -> None:
     torch.zeros(torch.get_num_threads() * _ELEMENTS_PER_THREAD, dtype=torch.uint8).add_(1)
     synchronize(device)
     reclaim(device)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    # Threads of libraries may outlive the interpreter's end; the answer is written.
-    os._exit(0)

@@ -39,6 +39,12 @@ from rightbatch.hardware.workload import what_runs
 from rightbatch.task import Task
 from rightbatch.task.reachable import reachable
 
+# Not as a module (-m), which would look for everything in the working folder first.
+_CHILD = (
+    "import json, pathlib, sys; folder = pathlib.Path(sys.argv[1]); "
+    "sys.path[:] = json.loads((folder / 'job.json').read_text())['paths']; "
+    "from rightbatch.hardware.child import main; main(folder)"
+)
 _START_SECONDS = 60.0  # to import torch and build the task, on a busy machine
 _MOST_SECONDS = 3600.0  # for a few steps, where no time was given: then it hangs
 _STDERR_BYTES = 4000
@@ -139,7 +145,8 @@ class Isolated:
             every step), "killed", or "hang" (killed by us).
 
         Raises:
-            CannotIsolate: If the task itself, without a batch, has no room beside this process.
+            CannotIsolate: If the task itself, without a batch, has no room beside this process, or
+                is not ready for a first step in another.
             Exception: What the task's own code raised, where it is not about memory.
         """
         reclaim(self._device)  # what is only cached here would take room there
@@ -159,17 +166,22 @@ class Isolated:
         )
         (folder / "job.json").write_text(json.dumps(asdict(job)))
         timeout = _START_SECONDS + (2 * seconds if limited else _MOST_SECONDS)
-        code, words = _run(
-            [sys.executable, "-m", "rightbatch.hardware.child", str(folder)], timeout
-        )
+        code, words = _run([sys.executable, "-P", "-c", _CHILD, str(folder)], timeout)
         try:
             answer = Answer(**json.loads((folder / "answer.json").read_text()))
         except FileNotFoundError:
+            if (folder / "job.json").exists():
+                raise _never_ready(code, words) from None
             return _died(code, words)
         if answer.outcome == "crowded":
             raise CannotIsolate(
                 "there must be room for the task a second time to try it in a process of its own, "
                 f"got {answer.note:.200}. This process holds the first: pass isolate=False."
+            )
+        if answer.outcome == "unready":
+            raise CannotIsolate(
+                "a task must be ready for its first step in a process of its own too, got "
+                f"{answer.note:.200}. Let what is pickled be made again, or pass isolate=False."
             )
         if answer.outcome == "error":
             raise _their_error(folder, answer.note)
@@ -179,6 +191,12 @@ class Isolated:
 def _check_it_arrives(task: Task) -> None:
     """Refuse what pickles, and is something else when it comes back."""
     for thing in reachable(what_runs(task)):
+        if isinstance(thing, nn.parallel.DistributedDataParallel):
+            raise CannotIsolate(
+                "a task must arrive in another process as it is, got a DistributedDataParallel as "
+                "a part, and no process group is there. Wrap the whole model, last of all, or pass "
+                "isolate=False."
+            )
         if isinstance(thing, nn.Module) and thing._compiled_call_impl is not None:
             raise CannotIsolate(
                 "a task must arrive in another process as it is, got a "
@@ -302,6 +320,15 @@ def _died(code: int, words: str) -> Answer:
         f"a try in a process of its own must leave an answer, got exit status {code}: "
         f"{last[0]:.300}. Code of the task ended the process: remove the call, or pass "
         "isolate=False."
+    )
+
+
+def _never_ready(code: int, words: str) -> CannotIsolate:
+    last = words.strip().splitlines()[-1:] or ["no last words"]
+    end = "no end in time" if code == _HANG else f"exit status {code}"
+    return CannotIsolate(
+        f"a process of its own must come as far as a task's first step, got {end}: "
+        f"{last[0]:.300}. Let what is pickled be made again, or pass isolate=False."
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
+from rightbatch._comm import gradients_apart
 from rightbatch._time import Deadline, Progress, synchronize
 from rightbatch.hardware.compiled import compile_ahead, is_compiled
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
@@ -59,11 +60,12 @@ class Tries:
         """Take the steps of one try; out of memory is an outcome."""
         self._progress(self._deadline.fraction(), f"memory: trying batch size {size}")
         try:
-            if self._is_first and is_compiled(self._task):
-                compile_ahead(self._task, self._batches_of)
-                self._meter = meter_for(self._task.device)  # the compiler's own is no batch's
-            self._meter.reset()
-            outcome = self._run(size)
+            with gradients_apart(self._task.model):  # a rank that fails leaves nobody waiting
+                if self._is_first and is_compiled(self._task):
+                    compile_ahead(self._task, self._batches_of)
+                    self._meter = meter_for(self._task.device)  # the compiler's own is no batch's
+                self._meter.reset()
+                outcome = self._run(size)
         except Exception as error:
             failure = classify(error)
             if failure is None:
