@@ -5,7 +5,6 @@ try       real steps, each size in a process of its own under the limit
 in_process   the same steps here, where the task cannot be sent elsewhere or time is short
 """
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -15,7 +14,6 @@ from itertools import count
 from typing import Any, final
 
 import torch
-from torch import nn
 
 from rightbatch._comm import Comm, default_comm
 from rightbatch._format import format_bytes
@@ -28,6 +26,7 @@ from rightbatch.hardware.heap import heap_note, spare_share
 from rightbatch.hardware.isolation import CannotIsolate, Isolated
 from rightbatch.hardware.meters import meter_for
 from rightbatch.hardware.pool import with_pool
+from rightbatch.hardware.ranks import without_ranks
 from rightbatch.hardware.search import Probe, ProbeOutcome, search
 from rightbatch.hardware.tries import Tries
 from rightbatch.hardware.workload import (
@@ -121,7 +120,7 @@ def measure_memory(
     deadline = Deadline(math.inf if time_budget_seconds is None else time_budget_seconds, clock)
     task.check()
     comm = default_comm(task.device) if comm is None else comm
-    task, buckets = _without_ranks(task)
+    task, buckets = without_ranks(task)
     held = held_bytes(task) + buckets
     safe = device_budget_bytes(task.device) + held
     wanted = safe if budget_bytes is None else budget_bytes
@@ -148,18 +147,6 @@ def _lowered(wanted: int, safe: int) -> list[str]:
         f"The limit is {format_bytes(safe)}, a safe share of what is free, and not "
         f"{format_bytes(wanted)}: more could end this process or others."
     ]
-
-
-def _without_ranks(task: Task) -> tuple[Task, int]:
-    """Take a data-parallel wrapper off, and count the copy of the gradients that it keeps."""
-    model = task.model
-    if not isinstance(model, nn.parallel.DistributedDataParallel):
-        return task, 0
-    bare = copy.copy(task)
-    bare.model = model.module
-    trained = [p for p in model.parameters() if p.requires_grad]
-    buckets = 0 if model.gradient_as_bucket_view else sum(p.nbytes for p in trained)
-    return bare, buckets
 
 
 @final
