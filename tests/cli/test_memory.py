@@ -18,6 +18,7 @@ from rightbatch._time import no_progress
 from rightbatch.cli.commands import app
 from rightbatch.cli.memory import exit_if_none_verified, measure_sizes
 from rightbatch.cli.session import Session
+from rightbatch.errors import RightBatchError
 from rightbatch.hardware.cache import MeasurementCache
 from rightbatch.results import MemoryPoint, MemoryProfile
 from rightbatch.testing import QuadraticTask
@@ -79,6 +80,19 @@ def test_what_was_found_under_a_lowered_limit_is_not_kept_for_the_limit(
     second = memory(*limit)
     assert json.loads(second.stdout)["memory"]["budget_bytes"] == 50 * 2**20
     assert ("taken from a measurement" in second.stderr) == kept
+
+
+def test_where_memory_is_not_told_the_doctor_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> int:
+        raise RightBatchError("free memory is not told here")
+
+    monkeypatch.setattr("rightbatch.cli.commands.cpu_budget_bytes", refuse)
+    done = CliRunner().invoke(app, ["doctor"])
+    assert done.exit_code == 0
+    assert "free memory is not told here" in done.stdout
+    assert "task digits" in done.stdout
 
 
 def profile_without(status: rb.Status, outcome: str) -> MemoryProfile:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rightbatch.errors import RightBatchError
 from rightbatch.hardware.budget import (
     cpu_budget_bytes,
     device_budget_bytes,
@@ -205,6 +206,15 @@ def test_without_proc_half_of_the_physical_memory_counts(
     pages = {"SC_PHYS_PAGES": 2**20, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr("os.sysconf", pages.__getitem__)
     assert machine.headroom_bytes() == 2 * GIB
+
+
+def test_a_system_that_does_not_tell_its_memory_is_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.sysconf")
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(RightBatchError, match=r"can be read on Linux and macOS, got 'win32'\."):
+        machine.headroom_bytes()
 
 
 def test_this_machines_budget_is_what_the_cpu_device_gets() -> None:

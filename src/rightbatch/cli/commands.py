@@ -356,7 +356,10 @@ def doctor_command(
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in describe_environment().items():
         table.add_row(name, value)
-    table.add_row("memory budget", format_bytes(cpu_budget_bytes()))
+    try:
+        table.add_row("memory budget", format_bytes(cpu_budget_bytes()))
+    except RightBatchError as error:
+        table.add_row("memory budget", escape(str(error)))
     for name, installed in installed_extras().items():
         hint = "installed" if installed else f"absent: pip install 'rightbatch[{name}]'"
         table.add_row(f"extra {name}", escape(hint))

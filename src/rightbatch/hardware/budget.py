@@ -5,11 +5,14 @@ the process later. So the limit is read beforehand, from everything that could e
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+
+from rightbatch.errors import RightBatchError
 
 _SHARE_OF_HEADROOM = 0.75  # on a CPU: fragmentation, and whatever other processes will want
 _SHARE_OF_DEVICE = 0.9  # on a device of one's own: fragmentation only
@@ -40,6 +43,9 @@ def cpu_budget_bytes(*, proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
     Returns:
         Bytes above what is in use now, never negative. Where ``proc`` does not exist (macOS),
         three eighths of the physical memory.
+
+    Raises:
+        RightBatchError: On a system that does not tell its memory (Windows).
 
     Example:
         >>> cpu_budget_bytes() > 0
@@ -130,7 +136,14 @@ def _spare_bytes(module: Any, device: torch.device) -> int:
 
 
 def _physical_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except AttributeError as error:
+        raise RightBatchError(
+            f"free memory on the CPU can be read on Linux and macOS, got {sys.platform!r}. Without "
+            "it a batch that is too large would be noticed only when the system runs out: give "
+            "`max_batch_size` instead of measuring."
+        ) from error
 
 
 def _read(path: Path) -> str | None:
