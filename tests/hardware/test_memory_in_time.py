@@ -1,5 +1,9 @@
 """No try begins for which no time is left, and none is told of. Oracles: chosen clocks."""
 
+import json
+import math
+from pathlib import Path
+
 import pytest
 
 from rightbatch.hardware import measure_memory
@@ -38,3 +42,21 @@ def test_no_process_is_started_after_the_time(monkeypatch: pytest.MonkeyPatch) -
     profile = measure_memory(task, time_budget_seconds=10.0, clock=clock, progress=late)
     assert (profile.max_verified_batch_size, profile.status) == (0, Status.OUT_OF_TIME)
     assert {point.source for point in profile.points} == {"fake"}
+
+
+@pytest.mark.parametrize(("left", "patience"), [(60.0, 6.0), (200.0, 20.0), (math.inf, 20.0)])
+def test_quick_steps_go_on_for_a_tenth_of_the_time_and_twenty_seconds_at_most(
+    monkeypatch: pytest.MonkeyPatch, left: float, patience: float
+) -> None:
+    told: list[float] = []
+
+    def run(command: list[str], timeout: float) -> tuple[int, str]:
+        folder = Path(command[-1])
+        told.append(json.loads((folder / "job.json").read_text())["patience_seconds"])
+        (folder / "answer.json").write_text('{"outcome": "slow"}')
+        return 0, ""
+
+    monkeypatch.setattr("rightbatch.hardware.isolation._run", run)
+    with Isolated(QuadraticTask(examples=8).task) as isolated:
+        isolated.try_size(4, budget_bytes=2**20, seconds=left)
+    assert told == [patience]
