@@ -71,6 +71,8 @@ def test_another_layout_of_todays_batch_is_not_what_is_trained_with_today() -> N
     assert "of today's batch size 256 in one pass" in " ".join(details(result))
     stay, other = result.costs
     assert (other.name, other.upfront, other.batch_size) == ("other layout here", 0.0, 256)
+    (words,) = (reason for reason in result.reasons if "costs 0 once" in reason)
+    assert "costs 0 once and less to run from the first step, in " in words
     assert stay.relative_time == 1.0
     marks = {row.cells[1]: row.cells[-1] for row in candidates_table(result).rows}
     assert (marks["256 x 1"], marks["128 x 2"]) == ("today", "recommended")

@@ -183,15 +183,18 @@ def _earned_back(option: CostOption) -> str:
     what = f"{devices_words((option.devices,))} with batch size {option.batch_size}"
     words = f"{what[0].upper()}{what[1:]} cost{'s' if option.devices == 1 else ''} "
     words += f"{format_number(option.upfront, 3)} once"
+    time = format_ratio(option.relative_time)
     if option.break_even_steps is None:
         return (
             f"{words} and no less to run than staying: it never pays in money, but takes "
-            f"{format_ratio(option.relative_time)} the time."
+            f"{time} the time."
         )
+    if option.upfront == 0:
+        return f"{words} and less to run from the first step, in {time} the time."
     steps = f"{format_number(option.break_even_steps)} of today's steps"
     if option.break_even_runs is not None:
         steps = f"{format_number(option.break_even_runs)} runs ({steps})"
-    return f"{words}, earned back after {steps}, in {format_ratio(option.relative_time)} the time."
+    return f"{words}, earned back after {steps}, in {time} the time."
 
 
 def point_words(point: FrontPoint) -> str:
