@@ -1,6 +1,7 @@
 """What is alive is counted whatever kinds of tensors there are. Oracle: bytes that are known."""
 
 import gc
+from collections import deque
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
 from rightbatch.hardware import measure_memory
-from rightbatch.hardware.leaks import tensor_bytes
+from rightbatch.hardware.isolation import Isolated
+from rightbatch.hardware.leaks import LeftOver, tensor_bytes
 from rightbatch.task import Task
 
 MIB = 2**20
@@ -79,3 +81,50 @@ def test_a_weight_that_wraps_others_is_tried_in_a_process_of_its_own():
     task = Task(model, optimizer, torch.ones(200, 9), lambda m, x: m(x).square().mean())
     profile = measure_memory(task, budget_bytes=64 * MIB)
     assert (profile.max_verified_batch_size, profile.notes) == (200, ())
+
+
+@pytest.mark.parametrize(
+    ("alive", "suspect", "certain"),
+    [
+        ([0, 9, 11, 13], False, False),  # too few to tell
+        ([5, 5, 7, 9, 11], True, False),  # the first step makes lasting state
+        ([0, 9, 11, 13, 14], False, False),  # one alone is no more than the least
+        ([0, 9, 9, 11, 13, 15, 17], False, False),
+        ([*range(0, 22, 2)], True, False),
+        ([*range(0, 24, 2)], True, True),
+        ([*range(0, 24, 2), 22], False, False),
+    ],
+)
+def test_a_rise_is_a_leak_only_if_it_goes_on(alive, suspect, certain):
+    left = LeftOver(least_bytes=1)
+    for count in alive:
+        left.note(count)
+    assert (left.is_suspect, left.is_certain) == (suspect, certain)
+
+
+class Remembering:
+    """Keeps 3 MiB of each of its last batches."""
+
+    def __init__(self, batches: int | None) -> None:
+        self.last = deque(maxlen=batches)
+
+    def __call__(self, model: nn.Module, batch: Tensor) -> Tensor:
+        self.last.append(torch.ones(3 * MIB, dtype=torch.uint8))
+        return model(batch).mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batches", "budget_mib", "outcome", "least_mib"),
+    [(8, 60, "ok", 24), (8, 20, "oom", 24), (None, 40, "leak", 36)],
+    ids=["fits", "is too long", "has no end"],
+)
+def test_a_queue_of_batches_is_no_leak(batches, budget_mib, outcome, least_mib):
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    task = Task(model, optimizer, torch.ones(99, 1), Remembering(batches))
+    with Isolated(task) as isolated:
+        answer = isolated.try_size(2, budget_bytes=budget_mib * MIB, loose_bytes=300 * MIB)
+    assert answer.outcome == outcome
+    # Each batch once, and what a heap that is cut up takes besides.
+    assert least_mib * MIB <= answer.peak_bytes < (least_mib + 25) * MIB

@@ -13,7 +13,6 @@ import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn, final
 
@@ -23,7 +22,7 @@ from torch import nn
 
 from rightbatch._time import synchronize, wall_clock
 from rightbatch.hardware.compiled import compile_ahead, is_compiled
-from rightbatch.hardware.leaks import tensor_bytes
+from rightbatch.hardware.leaks import LeftOver, tensor_bytes
 from rightbatch.hardware.limits import Limit, limit_for
 from rightbatch.hardware.meters import Meter, meter_for, reclaim
 from rightbatch.hardware.outcomes import classify
@@ -39,7 +38,6 @@ from rightbatch.hardware.workload import (
 from rightbatch.task import Task
 
 _LEAK_SHARE = 0.01  # of the budget, more in memory after each step than after the one before
-_RISES = 3  # in a row; fewer may come from lasting things that are made late
 # What oneDNN, cuBLAS, cuDNN and Python say of any failure, too little memory among them.
 _WITHOUT_MEMORY = (
     "could not create a primitive",
@@ -190,8 +188,9 @@ class _Attempt:
 
     def _steps(self, meter: Meter, guard: Limit) -> Answer:
         meter.reset()
-        spent, peaks, left_over = 0.0, list[int](), list[int]()
-        while self._goes_on(peaks, spent, left_over):
+        spent, peaks = 0.0, list[int]()
+        left = LeftOver(_LEAK_SHARE * self._job.budget_bytes)
+        while self._goes_on(peaks, spent, left):
             start = wall_clock()
             take_step(self._task, self._batch, self._job.accumulation_steps)
             synchronize(self._device)
@@ -199,8 +198,8 @@ class _Attempt:
             if not peaks:
                 guard.forget()  # libraries try out large workspaces in the first step
             peaks.append(meter.peak_bytes())
-            if len(peaks) <= max(self._job.steps, _RISES + 2):
-                left_over.append(tensor_bytes())
+            if left.rises:
+                left.note(tensor_bytes())
             rest = (self._job.steps - len(peaks)) * spent / len(peaks)
             if self._job.seconds is not None and rest > 2 * self._job.seconds:
                 return Answer(outcome="slow", seconds_per_example=self._each(spent, len(peaks)))
@@ -208,7 +207,7 @@ class _Attempt:
         if self._device.type == "cpu":
             peak += (prefetched_batches(self._task) + self._task.num_workers) * self._batch_bytes
         outcome = "thrash" if guard.thrashed() else "ok"
-        if outcome == "ok" and self._leaks(left_over):
+        if outcome == "ok" and left.is_suspect:
             outcome = "leak"
         return Answer(
             outcome=outcome,
@@ -216,14 +215,14 @@ class _Attempt:
             seconds_per_example=self._each(spent, len(peaks)),
         )
 
-    def _goes_on(self, peaks: list[int], spent: float, left_over: list[int]) -> bool:
+    def _goes_on(self, peaks: list[int], spent: float, left: LeftOver) -> bool:
         """Whether the steps so far are too few, or more of them cost little."""
         job = self._job
-        if len(peaks) >= job.steps and self._leaks(left_over):
-            return False  # it would only run out
-        if len(peaks) == len(left_over) < _RISES + 2 and self._rises(left_over):
-            return True  # a step more, to be certain
-        patient = len(peaks) < job.long_steps and spent < job.patience_seconds
+        patient = spent < job.patience_seconds
+        if left.rises:
+            # Until it is suspect or not, then until it is certain: then it would only run out.
+            return not left.is_suspect or (patient and not left.is_certain)
+        patient = patient and len(peaks) < job.long_steps
         return len(peaks) < job.steps or patient or self._grows(peaks)
 
     def _grows(self, peaks: list[int]) -> bool:
@@ -242,16 +241,6 @@ class _Attempt:
 
     def _each(self, spent: float, steps: int) -> float:
         return spent / (steps * self._job.batch_size)
-
-    def _leaks(self, left_over: list[int]) -> bool:
-        """Whether more was alive after every step, several times in a row."""
-        return len(left_over) >= _RISES + 2 and self._rises(left_over)
-
-    def _rises(self, left_over: list[int]) -> bool:
-        """Whether more was alive after every step but the first, which makes lasting state."""
-        least = _LEAK_SHARE * self._job.budget_bytes
-        later = left_over[1:]
-        return all(b - a > least for a, b in pairwise(later))
 
 
 def _wake_up(device: torch.device) -> None:

@@ -1,13 +1,64 @@
-"""What is still alive after a step, and whether it is more after every one of them."""
+"""What is still alive after a step: a leak, a queue that fills, or neither.
+
+A criterion may keep the features of its last batches. That rises as a leak does, and then no
+further, so a rise is watched until it ends, or has gone on for longer than queues do.
+"""
 
 import gc
 from contextlib import suppress
+from itertools import pairwise
+from typing import final
 
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from rightbatch.task.storages import stored_parts
+
+_SUSPECT = 5  # steps; fewer rises may come from lasting things that are made late
+_CERTAIN = 12  # steps; a longer queue is called a leak, and more would rarely fit: heaps are cut up
+
+
+@final
+class LeftOver:
+    """Bytes alive after each step.
+
+    Args:
+        least_bytes: More of them after a step than after the one before is a rise.
+
+    Example:
+        >>> left = LeftOver(least_bytes=10)
+        >>> for alive in (0, 500, 600, 700, 800):
+        ...     left.note(alive)
+        >>> left.rises, left.is_suspect, left.is_certain
+        (True, True, False)
+        >>> left.note(805)
+        >>> left.rises
+        False
+    """
+
+    def __init__(self, least_bytes: float) -> None:
+        self._least = least_bytes
+        self._alive: list[int] = []
+
+    def note(self, alive_bytes: int) -> None:
+        """Take the next step's."""
+        self._alive.append(alive_bytes)
+
+    @property
+    def rises(self) -> bool:
+        """Whether every step but the first, which makes lasting state, left more."""
+        return all(b - a > self._least for a, b in pairwise(self._alive[1:]))
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether that was so often enough for a leak."""
+        return len(self._alive) >= _SUSPECT and self.rises
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it was too often for anything else."""
+        return len(self._alive) >= _CERTAIN and self.rises
 
 
 def tensor_bytes() -> int:
