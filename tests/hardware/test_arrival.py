@@ -77,6 +77,18 @@ def test_an_end_before_the_first_step_is_no_batch_too_large(thing, words):
         outcome_of(task_of(thing=thing))
 
 
+def fail_below(model, batch):
+    return batch.view(7, 11)
+
+
+def test_an_error_tells_where_in_the_tasks_code_it_came_from():
+    with pytest.raises(RuntimeError, match=r"\[7, 11\]") as caught:
+        outcome_of(task_of(fail_below))
+    (note,) = caught.value.__notes__
+    assert "in fail_below" in note
+    assert "return batch.view(7, 11)" in note
+
+
 def test_modules_in_the_working_folder_shadow_none_of_the_libraries(tmp_path, monkeypatch):
     for name in ("tokenize", "json"):
         (tmp_path / f"{name}.py").write_text("SPECIALS = []\n")

@@ -20,6 +20,7 @@ OUT_OF_MEMORY = {
     "xpu driver": "level_zero backend failed with error: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
     "exclusive mode": "CUDA error: CUDA-capable device(s) is/are busy or unavailable",
     "exclusive mode, once": "CUDA error: all CUDA-capable devices are busy or unavailable",
+    "openmp memory": "libgomp: Out of memory allocating 1024 bytes",
     "openmp": "libgomp: Thread creation failed: Resource temporarily unavailable",
 }
 OTHER_LIMIT = {

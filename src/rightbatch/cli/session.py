@@ -105,7 +105,8 @@ def _fail(error: Exception, code: int, *, traceback: bool, unexpected: bool = Fa
     kind = f"{type(error).__name__}: " if unexpected else ""
     words.print(f"error: {kind}{error}", style="bold red", markup=False, soft_wrap=True)
     for note in getattr(error, "__notes__", ()):
-        words.print(note, markup=False, soft_wrap=True)
+        if "\n" not in note:  # longer ones are tracebacks of other processes
+            words.print(note, markup=False, soft_wrap=True)
     if unexpected and not traceback:
         words.print("Run again with --traceback to see where it came from.")
     raise typer.Exit(code)

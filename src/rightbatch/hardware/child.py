@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from traceback import format_exception
 from typing import Any, NoReturn, final
 
 import cloudpickle
@@ -85,6 +86,7 @@ class Answer:
     peak_bytes: int | None = None
     seconds_per_example: float | None = None
     note: str = ""
+    trace: str = ""  # of an error: where it came from
 
 
 def main(folder: Path) -> NoReturn:
@@ -95,7 +97,8 @@ def main(folder: Path) -> NoReturn:
     try:
         answer = _answer(folder, job)
     except Exception as error:
-        answer = Answer(outcome="error", note=f"{type(error).__name__}: {error}")
+        trace = "".join(format_exception(error))
+        answer = Answer(outcome="error", note=f"{type(error).__name__}: {error}", trace=trace)
         with suppress(Exception):
             (folder / "error.pickle").write_bytes(cloudpickle.dumps(error))
     partial = folder / "answer.partial"

@@ -184,7 +184,9 @@ class Isolated:
                 f"{answer.note:.200}. Let what is pickled be made again, or pass isolate=False."
             )
         if answer.outcome == "error":
-            raise _their_error(folder, answer.note)
+            error = _their_error(folder, answer.note)
+            error.add_note(f"In the process of its own:\n{answer.trace.rstrip()}")
+            raise error
         return answer
 
 

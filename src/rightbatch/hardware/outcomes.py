@@ -8,6 +8,7 @@ import torch
 # exception of torch or of a library below it.
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA driver, HIP, XPU, MPS
+    "Out of memory allocating",  # GNU's OpenMP; its last words
     "can't allocate memory",  # CPU allocator
     "not enough memory",  # CPU allocator on Windows
     "bad_alloc",  # the C++ library, also as the last words of a process
