@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rightbatch.hardware import fake, measure_memory
 from rightbatch.hardware.compiled import compile_ahead, is_compiled
@@ -119,8 +120,24 @@ def test_compiled_code_is_found_wherever_it_is(make):
         pass
 
 
-def test_code_that_is_not_compiled_is_not_called_so():
-    assert not is_compiled(task_of(nn.Linear(5, 5)))
+@torch.compiler.disable
+def never(outputs):
+    return outputs.square().mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        mean,
+        lambda model, batch: checkpoint(model, batch, use_reentrant=False).mean(),
+        lambda model, batch: never(model(batch)),
+    ],
+    ids=["plain", "checkpoint", "never"],
+)
+def test_code_that_is_not_compiled_is_not_called_so(loss):
+    task = task_of(nn.Linear(5, 5), loss)
+    task.step(torch.ones(3, 5))  # some of torch wraps itself when it is called
+    assert not is_compiled(task)
 
 
 @pytest.mark.parametrize("fullgraph", [False, True])

@@ -37,8 +37,12 @@ def is_compiled(task: Task) -> bool:
 def _is_compiled(thing: Any) -> bool:
     if isinstance(thing, nn.Module):
         return thing._compiled_call_impl is not None
-    # A model that was compiled as a whole holds such a function too.
-    return isinstance(thing, FunctionType) and "_torchdynamo_orig_callable" in vars(thing)
+    if not isinstance(thing, FunctionType):
+        return False
+    # A model that was compiled as a whole holds such a function too. What is never to be compiled,
+    # such as torch's own checkpoint, is wrapped in the same way and says so.
+    own = vars(thing)
+    return "_torchdynamo_orig_callable" in own and not own.get("_torchdynamo_disable", False)
 
 
 def compile_ahead(task: Task, batches_of: Callable[[int], Iterator[Any]]) -> None:
