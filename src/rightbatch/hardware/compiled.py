@@ -27,7 +27,7 @@ def is_compiled(task: Task) -> bool:
         >>> task = Task(model, optimizer, torch.zeros(9, 1), lambda m, x: m(x).mean())
         >>> is_compiled(task)
         False
-        >>> model.compile()
+        >>> model.compile(backend="eager")
         >>> is_compiled(task)
         True
     """
