@@ -20,7 +20,7 @@ from rightbatch.hardware.fake import _swap_optimizer
 from rightbatch.hardware.limits import CudaLimit
 from rightbatch.hardware.live_bytes import LiveBytes
 from rightbatch.task import Task
-from rightbatch.testing import QuadraticTask
+from rightbatch.testing import FakeClock, QuadraticTask
 
 GIB = 2**30
 
@@ -118,6 +118,30 @@ def test_only_from_the_second_step_on_starting_over_counts(
     monkeypatch.setattr(child, "limit_for", lambda *_, **__: limit)
     assert _Attempt(task, None, job(GIB)).run().outcome == outcome
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(None, 12), (100.0, 12), (10.0, 3)])
+def test_a_heap_that_grows_is_watched_for_a_fifth_of_the_time(
+    seconds: float | None, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of one second, each with a new peak: other sizes want to be tried too."""
+    clock, taken = FakeClock(), []
+
+    def loss(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        taken.append(0)
+        clock.advance(1.0)
+        return model(batch).mean()
+
+    model = torch.nn.Linear(1, 1)
+    task = Task(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.ones(9, 1), loss)
+    meter = SimpleNamespace(reset=lambda: None, peak_bytes=lambda: len(taken))
+    monkeypatch.setattr(child, "wall_clock", clock)
+    monkeypatch.setattr(child, "meter_for", lambda device: meter)
+    attempt = _Attempt(
+        task, None, replace(job(GIB), enforced=False, most_steps=12, seconds=seconds)
+    )
+    assert attempt.run().outcome == "ok"
+    assert len(taken) == steps
 
 
 def failing(used_bytes: int, text: str) -> Task:

@@ -52,6 +52,7 @@ _WITHOUT_MEMORY = (
 )
 _FULL_SHARE = 0.5  # of the budget in use: then that is what it means
 _QUIET_STEPS = 4  # without a new peak
+_GROWTH_SHARE = 0.2  # of the time, to wait for that: other sizes are to be tried in the rest
 _ELEMENTS_PER_THREAD = 2**15  # that torch hands out at least, and so starts a thread for
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -226,7 +227,8 @@ class _Attempt:
             # Until it is suspect or not, then until it is certain: then it would only run out.
             return not left.is_suspect or (patient and not left.is_certain)
         patient = patient and len(peaks) < job.long_steps
-        return len(peaks) < job.steps or patient or self._grows(peaks)
+        in_time = job.seconds is None or spent < _GROWTH_SHARE * job.seconds
+        return len(peaks) < job.steps or patient or (in_time and self._grows(peaks))
 
     def _grows(self, peaks: list[int]) -> bool:
         """Whether one of the last steps took more memory than all before it.
