@@ -115,11 +115,12 @@ class Remembering:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batches", "budget_mib", "outcome", "least_mib"),
-    [(8, 60, "ok", 24), (8, 20, "oom", 24), (None, 40, "leak", 36)],
+    ("batches", "budget_mib", "outcome", "least_mib", "most_mib"),
+    # Without an end it is watched for 12 steps, and for 12 more where they first ran out.
+    [(8, 60, "ok", 24, 24), (8, 20, "oom", 24, 24), (None, 40, "leak", 36, 72)],
     ids=["fits", "is too long", "has no end"],
 )
-def test_a_queue_of_batches_is_no_leak(batches, budget_mib, outcome, least_mib):
+def test_a_queue_of_batches_is_no_leak(batches, budget_mib, outcome, least_mib, most_mib):
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     task = Task(model, optimizer, torch.ones(99, 1), Remembering(batches))
@@ -127,4 +128,4 @@ def test_a_queue_of_batches_is_no_leak(batches, budget_mib, outcome, least_mib):
         answer = isolated.try_size(2, budget_bytes=budget_mib * MIB, loose_bytes=300 * MIB)
     assert answer.outcome == outcome
     # Each batch once, and what a heap that is cut up takes besides.
-    assert least_mib * MIB <= answer.peak_bytes < (least_mib + 25) * MIB
+    assert least_mib * MIB <= answer.peak_bytes < (most_mib + 25) * MIB
